@@ -1,0 +1,11 @@
+"""Data modules: where the files are and how a sample is read. They know nothing of methods or attacks."""
+
+from .._lazy import attach
+
+__getattr__, __dir__, __all__ = attach(
+    __name__,
+    {
+        "ImageDataModule": "base",
+        "DigitsDataModule": "digits",
+    },
+)
