@@ -7,5 +7,8 @@ __getattr__, __dir__, __all__ = attach(
     {
         "ImageDataModule": "base",
         "DigitsDataModule": "digits",
+        "CIFAR10DataModule": "cifar",
+        "CIFAR100DataModule": "cifar",
+        "ImageFolderDataModule": "image_folder",
     },
 )

@@ -1,0 +1,139 @@
+"""The base of every image data module: splits, loaders, ranks and seeds."""
+
+from __future__ import annotations
+
+import os
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from lightning.pytorch import LightningDataModule
+from torch import Tensor
+
+from .hashing import SPLIT, permutation
+from .images import Images
+from .loaders import EvalLoader, TrainLoader, TrainOrder
+
+
+class ImageDataModule(LightningDataModule):
+    """Images in batches ``(x, y, index)``; a subclass says where the files are and how a sample is read.
+
+    ``x`` is float32 (B, C, H, W) in [0, 1], never normalised; ``y`` int64 (B,); ``index`` int64 (B,), the position in
+    the original training or test set. The validation set is drawn from the training set by ``seed``, not stratified,
+    never from the test set. Order and augmentation are functions of the seed, the epoch and the sample alone: of no
+    global random stream, worker, rank or restart. Use it with ``Trainer(use_distributed_sampler=False)``.
+
+    A subclass defines ``class_names``, ``image_shape``, ``load_train`` and ``load_test``.
+
+    Args:
+        data_dir: folder of the files; default the environment variable ROBUST_PL_DATA, else ``./data``.
+        batch_size: training samples a step and a process.
+        eval_batch_size: samples a batch of validation, test and predict; default ``batch_size``.
+        num_workers: processes that read ahead; 0 reads in the training process, best for sets held in memory.
+        val_size: validation samples, as a fraction of the training set or a number; 0 for none.
+        seed: of the split, the order and the augmentation.
+        augment: whether training samples are augmented.
+        drop_last: leave out the last incomplete training step of an epoch.
+
+    Raises:
+        ValueError: if an argument is out of range.
+
+    """
+
+    class_names: list[str]
+    image_shape: tuple[int, int, int]
+
+    def __init__(
+        self,
+        data_dir: str | None = None,
+        batch_size: int = 128,
+        eval_batch_size: int | None = None,
+        num_workers: int = 0,
+        val_size: int | float = 0.1,
+        seed: int = 0,
+        augment: bool = True,
+        drop_last: bool = True,
+    ) -> None:
+        super().__init__()
+        self.save_hyperparameters()
+        # A small set may have fewer chunks than there are processes.
+        self.allow_zero_length_dataloader_with_multiple_devices = True
+        self.data_dir = Path(data_dir or os.environ.get("ROBUST_PL_DATA") or "data").expanduser()
+        self.batch_size = batch_size
+        self.eval_batch_size = batch_size if eval_batch_size is None else eval_batch_size
+        self.num_workers, self.val_size, self.seed = num_workers, val_size, seed
+        self.augment, self.drop_last = augment, drop_last
+        for name, least in (("batch_size", 1), ("eval_batch_size", 1), ("num_workers", 0), ("seed", 0)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} must be at least {least}, not {getattr(self, name)}")
+        if val_size < 0 or (isinstance(val_size, float) and val_size >= 1):
+            raise ValueError(f"val_size must be a fraction in [0, 1) or a whole number of samples, not {val_size}")
+
+    def load_train(self) -> Images:
+        """The whole training set, validation samples included."""
+        raise NotImplementedError(f"{type(self).__name__} must define load_train()")
+
+    def load_test(self) -> Images:
+        """The test set."""
+        raise NotImplementedError(f"{type(self).__name__} must define load_test()")
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.class_names)
+
+    @property
+    def in_channels(self) -> int:
+        return self.image_shape[0]
+
+    @cached_property
+    def train_set(self) -> Images:
+        return self.load_train()
+
+    @cached_property
+    def test_set(self) -> Images:
+        return self.load_test()
+
+    @cached_property
+    def split(self) -> tuple[Tensor, Tensor]:
+        """Ascending positions of the training and of the validation samples, int64 (N,) each; disjoint."""
+        n = len(self.train_set)
+        n_val = self.val_size if isinstance(self.val_size, int) else round(self.val_size * n)
+        if n_val >= n:
+            raise ValueError(f"val_size={self.val_size} leaves nothing to train on: the training set has {n} samples")
+        order = permutation(n, self.seed, SPLIT)
+        return order[n_val:].sort().values, order[:n_val].sort().values
+
+    def setup(self, stage: str) -> None:
+        """Read the sets that the stage needs, so that a missing file is reported before anything runs."""
+        _ = self.split if stage in ("fit", "validate") else self.test_set
+
+    def train_dataloader(self) -> TrainLoader:
+        trainer = self.trainer
+        order = TrainOrder(
+            self.split[0],
+            self.batch_size,
+            self.seed,
+            *self._rank_and_world_size(),
+            drop_last=self.drop_last,
+            fixed=trainer is not None and trainer.overfit_batches > 0,
+        )
+        completed = None if trainer is None else lambda: trainer.fit_loop.batch_idx + 1
+        return TrainLoader(self.train_set, order, self.augment, self.num_workers, completed)
+
+    def val_dataloader(self) -> EvalLoader | list[EvalLoader]:
+        """The validation batches; an empty list, which Lightning understands, if ``val_size`` is 0."""
+        index = self.split[1]
+        return self._eval_loader(self.train_set, index) if len(index) else []
+
+    def test_dataloader(self) -> EvalLoader:
+        return self._eval_loader(self.test_set, torch.arange(len(self.test_set)))
+
+    def predict_dataloader(self) -> EvalLoader:
+        """The test set."""
+        return self.test_dataloader()
+
+    def _eval_loader(self, images: Images, index: Tensor) -> EvalLoader:
+        return EvalLoader(images, index, self.eval_batch_size, *self._rank_and_world_size(), self.num_workers)
+
+    def _rank_and_world_size(self) -> tuple[int, int]:
+        return (0, 1) if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)

@@ -1,0 +1,70 @@
+"""Scikit-learn's handwritten digits: a real data set of 1,797 images that needs no download."""
+
+from __future__ import annotations
+
+from functools import cached_property
+
+import numpy as np
+import torch
+from sklearn.datasets import load_digits
+from sklearn.model_selection import train_test_split
+
+from .augment import shift_by_one
+from .base import ImageDataModule
+from .images import ImagesInMemory
+
+_TEST_SIZE, _TEST_SEED = 360, 0
+
+
+class DigitsDataModule(ImageDataModule):
+    """1,797 digits of 8 x 8 pixels, one channel (Alpaydin and Kaynak 1998), for tests and first experiments.
+
+    The set has no official split: 360 digits, stratified by class and the same for every ``seed``, are the test set;
+    1,437 remain for training and validation. Pixels are 0..16, divided by 16. Augmentation shifts by up to one pixel.
+
+    Args:
+        data_dir: unused; the digits come with scikit-learn.
+        batch_size: training samples a step and a process.
+        eval_batch_size: samples a batch of validation, test and predict; default ``batch_size``.
+        num_workers: processes that read ahead.
+        val_size: validation samples, as a fraction of the training set or a number; 0 for none.
+        seed: of the split into training and validation, the order and the augmentation.
+        augment: whether training samples are shifted.
+        drop_last: leave out the last incomplete training step of an epoch.
+
+    """
+
+    class_names = [str(digit) for digit in range(10)]  # noqa: RUF012
+    image_shape = (1, 8, 8)
+
+    def __init__(
+        self,
+        data_dir: str | None = None,
+        batch_size: int = 128,
+        eval_batch_size: int | None = None,
+        num_workers: int = 0,
+        val_size: int | float = 0.1,
+        seed: int = 0,
+        augment: bool = False,
+        drop_last: bool = True,
+    ) -> None:
+        super().__init__(data_dir, batch_size, eval_batch_size, num_workers, val_size, seed, augment, drop_last)
+
+    @cached_property
+    def _parts(self) -> tuple[ImagesInMemory, ImagesInMemory]:
+        pixels, labels = load_digits(return_X_y=True)
+        positions = train_test_split(
+            np.arange(len(labels)), test_size=_TEST_SIZE, random_state=_TEST_SEED, stratify=labels
+        )
+        images, targets = torch.from_numpy(pixels).to(torch.uint8).view(-1, *self.image_shape), torch.from_numpy(labels)
+        train, test = (
+            ImagesInMemory(images[part], targets[part], shift_by_one, white=16)
+            for part in (torch.from_numpy(np.sort(part)) for part in positions)
+        )
+        return train, test
+
+    def load_train(self) -> ImagesInMemory:
+        return self._parts[0]
+
+    def load_test(self) -> ImagesInMemory:
+        return self._parts[1]

@@ -1,0 +1,67 @@
+"""Sets of images that are read a batch at a time."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+
+class Images(ABC):
+    """A set of labelled images. Say its length and how one sample is read; ``read`` may be replaced by a batched form.
+
+    A ``key`` is an int64 drawn from (seed, epoch, position): augment with ``hashing.uniform(key, draw)`` and a run that
+    is stopped and resumed sees the same pixels again. No key means no augmentation.
+    """
+
+    @abstractmethod
+    def __len__(self) -> int: ...
+
+    def sample(self, position: int, key: Tensor | None) -> tuple[Tensor, int]:
+        """One image, float32 (C, H, W) in [0, 1], and its label; ``key`` is int64 () or None."""
+        raise NotImplementedError(f"{type(self).__name__} must define sample() or read()")
+
+    def read(self, index: Tensor, keys: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Images float32 (B, C, H, W) in [0, 1] and labels int64 (B,) at the positions ``index``, int64 (B,)."""
+        samples = [
+            self.sample(position, None if keys is None else keys[i]) for i, position in enumerate(index.tolist())
+        ]
+        return torch.stack([x for x, _ in samples]), torch.tensor([y for _, y in samples], dtype=torch.int64)
+
+
+class ImagesInMemory(Images):
+    """Images held as one tensor and read in one operation, without a loop over samples.
+
+    Args:
+        images: uint8 (N, C, H, W).
+        labels: int64 (N,).
+        augment: maps uint8 (B, C, H, W) and keys int64 (B,) to augmented uint8 images.
+        white: the pixel value that becomes 1.0.
+
+    """
+
+    def __init__(
+        self,
+        images: Tensor,
+        labels: Tensor,
+        augment: Callable[[Tensor, Tensor], Tensor] | None = None,
+        white: int = 255,
+    ) -> None:
+        if images.dtype != torch.uint8 or images.ndim != 4 or labels.shape != images.shape[:1]:
+            raise ValueError(
+                "images must be uint8 (N, C, H, W) with labels (N,), "
+                f"not {images.dtype} {tuple(images.shape)} with labels {tuple(labels.shape)}"
+            )
+        self.images, self.labels = images, labels.to(torch.int64)
+        self.augment, self.white = augment, white
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def read(self, index: Tensor, keys: Tensor | None) -> tuple[Tensor, Tensor]:
+        x = self.images[index]
+        if keys is not None and self.augment is not None:
+            x = self.augment(x, keys)
+        return x.to(torch.float32).div_(self.white), self.labels[index]
