@@ -35,7 +35,7 @@ class ImageClassifier(nn.Module):
         self.normalize: nn.Module = nn.Identity()
         if mean is not None and std is not None:
             if len(mean) != in_channels:
-                raise ValueError(f"mean and std need {in_channels} numbers, one a channel, got {len(mean)}")
+                raise ValueError(f"mean and std need one number a channel, {in_channels} in all, got {len(mean)}")
             self.normalize = Normalize(mean, std)
         elif mean is not None or std is not None:
             raise ValueError("give both mean and std, or neither")

@@ -12,7 +12,7 @@ class Frozen(nn.Module):
 
     Whatever ``train`` is called on a module that holds it, BatchNorm and dropout inside stay in eval mode. Gradients
     with respect to the *input* still flow, so it can be attacked. Its tensors are left out of ``state_dict`` (it was
-    loaded from its own file and is again when a run resumes), and loading the holder's checkpoint leaves it alone.
+    loaded from its own file and is again when a run resumes), and a strict load of the holder does not ask for them.
 
     Args:
         net: the network; it is changed in place (``requires_grad`` off, eval mode) and not copied.
@@ -23,7 +23,7 @@ class Frozen(nn.Module):
         self.net = net.requires_grad_(False)
         self.train()
         self.register_state_dict_post_hook(_leave_out)
-        self.register_load_state_dict_pre_hook(_leave_alone)
+        self.register_load_state_dict_pre_hook(_fill_in)
 
     def train(self, mode: bool = True) -> Frozen:
         """Stay in eval mode, whatever ``mode`` says."""
@@ -42,7 +42,7 @@ def _leave_out(module: nn.Module, state_dict: dict[str, Any], prefix: str, _: An
         del state_dict[name]
 
 
-def _leave_alone(module: Frozen, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:
+def _fill_in(module: Frozen, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:
     # Strict loading asks for every tensor: answer with the ones it has.
     for name, tensor in module.net.state_dict().items():
-        state_dict[f"{prefix}net.{name}"] = tensor
+        state_dict.setdefault(f"{prefix}net.{name}", tensor)

@@ -12,6 +12,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from .frozen import Frozen
+
 _WRAPPER_KEYS = ("state_dict", "model_state_dict", "model", "net")
 _PREFIXES = ("module.", "net.", "model.", "_orig_mod.")
 _SHOWN = 3
@@ -71,8 +73,8 @@ def load_weights(
 
     A file is read without unpickling objects and onto the CPU, wherever it was saved. Wrapping keys (``state_dict``,
     ``model``, ...) are opened, and prefixes that DataParallel, ``torch.compile`` or a training module add to the names
-    are removed, on either side. A missing ``num_batches_tracked``, and a constant that the net holds with the same value
-    outside its ``state_dict`` (such as ``normalize.mean``), count as fitting.
+    are removed, on either side. A missing ``num_batches_tracked``, and a constant that the net holds with the same
+    value outside its ``state_dict`` (such as ``normalize.mean``), count as fitting.
 
     Args:
         net: the network to fill.
@@ -82,13 +84,15 @@ def load_weights(
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: if the file is no checkpoint, holds objects other than tensors, or does not fit and ``strict`` is set.
+        ValueError: if the file is no checkpoint, holds objects other than tensors, or does not fit and ``strict`` is
+            set.
     """
     if isinstance(source, Mapping):
         label, checkpoint = "a mapping", source
     else:
         path = find_file(source)
         label, checkpoint = str(path), _read(path)
+    net = net.net if isinstance(net, Frozen) else net  # which keeps its tensors out of its state_dict
     tensors = _unwrap(checkpoint, label)
     fitting, report = _compare(net, tensors, label)
     if strict and not report.fits:
