@@ -91,11 +91,11 @@ def test_tensors_have_their_published_names(name, some):
 @pytest.mark.parametrize(
     ("block", "expected"),
     [
-        # conv2 is zero, so what comes out is the shortcut's part: a 1 x 1 convolution that triples
+        # conv2 is zero, so what comes out is the shortcut's part: where it projects, three times the sum of the channels
         (BasicBlock(2, 2), [0.0, 2.0]),  # ReLU after the sum
-        (BasicBlock(2, 2, stride=2), [0.0, 6.0]),
+        (BasicBlock(2, 2, stride=2), [3.0, 3.0]),  # projection: the raw input, 3 (-1 + 2)
         (PreActBlock(2, 2), [-1.0, 2.0]),  # identity: the raw input
-        (PreActBlock(2, 2, stride=2), [0.0, 6.0]),  # projection: the activated input
+        (PreActBlock(2, 2, stride=2), [6.0, 6.0]),  # projection: the activated input, 3 (0 + 2)
         (WideBlock(2, 2, 1, "relu", 0.0), [-1.0, 2.0]),
         (WideBlock(2, 1, 1, "relu", 0.0), [6.0]),
         (ThinBlock(2, 2), [0.0, 2.0]),
@@ -110,7 +110,7 @@ def test_shortcuts_by_hand(block, expected):
     with torch.no_grad():
         for module in block.modules():
             if isinstance(module, nn.Conv2d) and module.kernel_size == (1, 1):
-                module.weight.copy_(3 * torch.eye(2)[-module.out_channels :].view_as(module.weight))
+                module.weight.fill_(3)
         for parameter in block.conv2.parameters():
             parameter.zero_()
         out = block(torch.tensor([-1.0, 2.0]).view(1, 2, 1, 1))
