@@ -91,7 +91,7 @@ def test_tensors_have_their_published_names(name, some):
 @pytest.mark.parametrize(
     ("block", "expected"),
     [
-        # conv2 is zero, so what comes out is the shortcut's part: where it projects, three times the sum of the channels
+        # conv2 is zero, so the shortcut's part comes out: where it projects, three times the sum of the channels
         (BasicBlock(2, 2), [0.0, 2.0]),  # ReLU after the sum
         (BasicBlock(2, 2, stride=2), [3.0, 3.0]),  # projection: the raw input, 3 (-1 + 2)
         (PreActBlock(2, 2), [-1.0, 2.0]),  # identity: the raw input
