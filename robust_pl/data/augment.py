@@ -17,7 +17,6 @@ def shift(x: Tensor, keys: Tensor, pixels: int, flip: bool = False) -> Tensor:
         keys: int64 (B,).
         pixels: the padding on each side; offsets are uniform over ``2 * pixels + 1`` positions per axis.
         flip: also mirror left-right with probability 1/2.
-
     """
     batch, channels, height, width = x.shape
     rows = torch.arange(height) + integers(keys, 0, 2 * pixels + 1).unsqueeze(1)

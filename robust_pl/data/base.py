@@ -37,7 +37,6 @@ class ImageDataModule(LightningDataModule):
 
     Raises:
         ValueError: if an argument is out of range.
-
     """
 
     class_names: list[str]
@@ -117,8 +116,8 @@ class ImageDataModule(LightningDataModule):
             drop_last=self.drop_last,
             fixed=trainer is not None and trainer.overfit_batches > 0,
         )
-        completed = None if trainer is None else lambda: trainer.fit_loop.batch_idx + 1
-        return TrainLoader(self.train_set, order, self.augment, self.num_workers, completed)
+        progress = None if trainer is None else lambda: (trainer.current_epoch, trainer.fit_loop.batch_idx + 1)
+        return TrainLoader(self.train_set, order, self.augment, self.num_workers, progress)
 
     def val_dataloader(self) -> EvalLoader | list[EvalLoader]:
         """The validation batches; an empty list, which Lightning understands, if ``val_size`` is 0."""

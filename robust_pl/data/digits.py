@@ -31,7 +31,6 @@ class DigitsDataModule(ImageDataModule):
         seed: of the split into training and validation, the order and the augmentation.
         augment: whether training samples are shifted.
         drop_last: leave out the last incomplete training step of an epoch.
-
     """
 
     class_names = [str(digit) for digit in range(10)]  # noqa: RUF012

@@ -43,8 +43,8 @@ def hash_keys(*parts: int | Tensor) -> Tensor:
     return key
 
 
-def uniform(keys: Tensor, draw: int) -> Tensor:
-    """Float64 in [0, 1) of the keys' shape: draw number ``draw`` of each key, independent of its other draws."""
+def uniform(keys: Tensor, draw: int | Tensor) -> Tensor:
+    """Float64 in [0, 1) of the keys' shape: the draw of that number of each key, independent of its other draws."""
     return _shift(hash_keys(keys, draw), 11).to(torch.float64) * 2.0**-53
 
 

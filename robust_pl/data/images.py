@@ -20,7 +20,7 @@ class Images(ABC):
     def __len__(self) -> int: ...
 
     def sample(self, position: int, key: Tensor | None) -> tuple[Tensor, int]:
-        """One image, float32 (C, H, W) in [0, 1], and its label; ``key`` is int64 () or None."""
+        """One image (C, H, W), float32 in [0, 1] or uint8, and its label; ``key`` is int64 () or None."""
         raise NotImplementedError(f"{type(self).__name__} must define sample() or read()")
 
     def read(self, index: Tensor, keys: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -28,7 +28,8 @@ class Images(ABC):
         samples = [
             self.sample(position, None if keys is None else keys[i]) for i, position in enumerate(index.tolist())
         ]
-        return torch.stack([x for x, _ in samples]), torch.tensor([y for _, y in samples], dtype=torch.int64)
+        x, y = torch.stack([x for x, _ in samples]), torch.tensor([y for _, y in samples], dtype=torch.int64)
+        return (x.to(torch.float32).div_(255) if x.dtype == torch.uint8 else x), y
 
 
 class ImagesInMemory(Images):
@@ -39,7 +40,6 @@ class ImagesInMemory(Images):
         labels: int64 (N,).
         augment: maps uint8 (B, C, H, W) and keys int64 (B,) to augmented uint8 images.
         white: the pixel value that becomes 1.0.
-
     """
 
     def __init__(

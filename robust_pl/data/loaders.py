@@ -20,28 +20,34 @@ Batch = tuple[Tensor, Tensor, Tensor]
 """(x float32 (B, C, H, W) in [0, 1], y int64 (B,), index int64 (B,))."""
 
 
-class _Reader(Dataset[Batch]):
+class _Reader(Dataset[Any]):
     """Turns (epoch, positions) into a batch, in a worker or in the main process."""
 
     def __init__(self, images: Images, seed: int | None) -> None:
         self.images, self.seed = images, seed
 
-    def __getitem__(self, request: tuple[int, Tensor]) -> Batch:
+    def __getitem__(self, request: tuple[int, Tensor]) -> Batch | Exception:
         epoch, index = request
         keys = None if self.seed is None else hash_keys(self.seed, AUGMENT, epoch, index)
-        return (*self.images.read(index, keys), index)
+        try:
+            return (*self.images.read(index, keys), index)
+        except (ValueError, OSError) as error:
+            return error  # a worker that raises would bury the sentence in its traceback
 
 
 def _read(images: Images, seed: int | None, epoch: int, batches: list[Tensor], num_workers: int) -> Iterator[Batch]:
     """The batches in order; ``seed`` None means without augmentation."""
-    yield from DataLoader(
+    for batch in DataLoader(
         _Reader(images, seed),
         batch_size=None,
         sampler=[(epoch, index) for index in batches],  # type: ignore[arg-type]
         num_workers=num_workers,
         pin_memory=torch.cuda.is_available(),
         generator=torch.Generator(),  # otherwise every iterator draws from the global stream
-    )
+    ):
+        if isinstance(batch, Exception):
+            raise batch
+        yield tuple(batch)
 
 
 class TrainOrder:
@@ -61,7 +67,6 @@ class TrainOrder:
 
     Raises:
         ValueError: if there is not enough for a single step.
-
     """
 
     def __init__(
@@ -105,8 +110,8 @@ class TrainLoader:
         order: which samples, in which order.
         augment: whether samples are augmented.
         num_workers: processes that read ahead; 0 reads in this one.
-        completed: returns the number of batches of the current epoch that training has completed, if somebody knows.
-
+        progress: returns the epoch and the number of its batches that training has completed; without it the epoch is
+            the sampler's.
     """
 
     def __init__(
@@ -115,11 +120,11 @@ class TrainLoader:
         order: TrainOrder,
         augment: bool = True,
         num_workers: int = 0,
-        completed: Callable[[], int] | None = None,
+        progress: Callable[[], tuple[int, int]] | None = None,
     ) -> None:
         self.images, self.sampler, self.num_workers = images, order, num_workers
         self.seed = order.seed if augment else None
-        self.completed = completed
+        self.progress = progress
         self._epoch, self._handed_out = 0, 0
         self._resumed: dict[str, Any] | None = None
 
@@ -127,17 +132,21 @@ class TrainLoader:
         return len(self.sampler)
 
     def __iter__(self) -> Iterator[Batch]:
-        # A generator: Lightning makes its first iterator before it tells the epoch, which is therefore read at the
-        # first batch.
+        # A generator: Lightning makes its first iterator before it tells the sampler the epoch, so that is read at the
+        # first batch. It tells one too many where a run limited by steps resumes from an epoch's end: ask for progress.
+        completed = None
+        if self.progress is not None:
+            epoch, completed = self.progress()
+            self.sampler.set_epoch(epoch)
         epoch = self.sampler.epoch
-        start = self._start(epoch)
+        start = self._start(epoch, completed)
         self._epoch, self._handed_out = epoch, start
         batches = self.sampler.batches(epoch)[start:]
         for batch in _read(self.images, self.seed, epoch, batches, self.num_workers):
             self._handed_out += 1
             yield batch
 
-    def _start(self, epoch: int) -> int:
+    def _start(self, epoch: int, completed: int | None) -> int:
         state, self._resumed = self._resumed, None
         if state is None or state["epoch"] != epoch or state["batches"] >= len(self):
             return 0
@@ -148,7 +157,7 @@ class TrainLoader:
                 " processes, val_size and seed, or a checkpoint from an epoch's end"
             )
         # A checkpoint saved while an exception is handled counts a batch that was handed out but not trained on.
-        return state["batches"] if self.completed is None else min(state["batches"], self.completed())
+        return state["batches"] if completed is None else min(state["batches"], completed)
 
     def _plan(self) -> list[int]:
         return [self.sampler.seed, len(self.sampler.index), self.sampler.step]
@@ -174,7 +183,6 @@ class EvalLoader:
         rank: this process, in ``range(world_size)``.
         world_size: number of processes.
         num_workers: processes that read ahead; 0 reads in this one.
-
     """
 
     def __init__(
