@@ -1,0 +1,13 @@
+"""Callbacks: attacks, evaluation and analysis. None of them asks which method runs."""
+
+from .._lazy import attach
+
+__getattr__, __dir__, __all__ = attach(
+    __name__,
+    {
+        "Attack": "attacks.base",
+        "FGSM": "attacks.fgsm",
+        "PGD": "attacks.pgd",
+        "RobustEvaluation": "evaluation",
+    },
+)

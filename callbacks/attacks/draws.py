@@ -1,0 +1,85 @@
+"""Random numbers for attacks: reproducible, and never from the global stream.
+
+Training takes one stream a call. Evaluation keys every number by the sample it belongs to, so that the outcome for a
+sample does not depend on the batch, the number of processes, the device or what ran before.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+CHUNK = 16
+"""Samples that share one seed in evaluation: few enough that odd batches waste little, enough to draw in bulk."""
+
+
+def seed_from(*parts: int | str) -> int:
+    """A seed of 63 bits from whatever names the draw; the same on every machine and in every process."""
+    return int.from_bytes(hashlib.blake2b(repr(parts).encode(), digest_size=8).digest(), "little") >> 1
+
+
+class Draws(Protocol):
+    """Source of random tensors with the shape, dtype and device of ``like`` (B, ...)."""
+
+    def uniform(self, like: Tensor) -> Tensor:
+        """Numbers from U[0, 1)."""
+        ...
+
+    def normal(self, like: Tensor) -> Tensor:
+        """Numbers from N(0, 1)."""
+        ...
+
+
+class StreamDraws:
+    """One generator on the device of the data: the cheap source for training and for plain calls.
+
+    Args:
+        seed: what :func:`seed_from` returned.
+        device: where the numbers are needed.
+    """
+
+    def __init__(self, seed: int, device: torch.device) -> None:
+        self.generator = torch.Generator(device).manual_seed(seed)
+
+    def uniform(self, like: Tensor) -> Tensor:
+        return torch.rand(like.shape, generator=self.generator, dtype=like.dtype, device=like.device)
+
+    def normal(self, like: Tensor) -> Tensor:
+        return torch.randn(like.shape, generator=self.generator, dtype=like.dtype, device=like.device)
+
+
+class SampleDraws:
+    """Numbers that belong to samples: a function of (key, index, how many draws came before) alone.
+
+    They are drawn on the CPU, where every machine gives the same numbers, and moved.
+
+    Args:
+        key: what tells this draw from others: seed, attack, restart.
+        index: position of each sample in its data set, int64 (B,).
+    """
+
+    def __init__(self, key: tuple[int | str, ...], index: Tensor) -> None:
+        self.key = key
+        index = index.cpu()
+        self.rows = index % CHUNK
+        self.chunks, self.which = torch.unique(index // CHUNK, return_inverse=True)
+        self.drawn = 0
+
+    def uniform(self, like: Tensor) -> Tensor:
+        return self._draw(torch.rand, like)
+
+    def normal(self, like: Tensor) -> Tensor:
+        return self._draw(torch.randn, like)
+
+    def _draw(self, source: Callable[..., Tensor], like: Tensor) -> Tensor:
+        numbers = torch.empty(len(self.chunks), CHUNK, *like.shape[1:], dtype=like.dtype)
+        generator = torch.Generator()
+        for slot, chunk in zip(numbers, self.chunks.tolist(), strict=True):
+            generator.manual_seed(seed_from(*self.key, chunk, self.drawn))
+            source(slot.shape, generator=generator, out=slot)
+        self.drawn += 1
+        return numbers[self.which, self.rows].to(like.device)

@@ -1,0 +1,252 @@
+"""Measure a classifier on clean and attacked samples: the same code with and without a Trainer."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from rich.console import Console
+from torch import Tensor, nn
+
+from ..functional import geometry
+from ..functional.losses import cross_entropy
+from ..metrics.scoreboard import CLEAN, WORST, Row, Scoreboard, as_metrics, as_table
+from .attacks.base import Attack, Attacked
+from .predictions import PredictionFiles, merge
+
+_STAGE_PREFIX = {"validate": "val", "test": "test", "predict": "predict"}
+
+
+@dataclass
+class Outcome:
+    """What happened to each sample of a batch.
+
+    Args:
+        index: position in the data set (B,).
+        y: labels (B,).
+        logits: clean logits (B, K).
+        predictions: name of the attack, or ``clean`` -> predicted class (B,).
+        attacked: name of the attack -> what it found and spent.
+        norms: name of the attack -> size of the perturbation in the attack's norm (B,).
+        seconds: name of the attack -> time spent on this batch.
+    """
+
+    index: Tensor
+    y: Tensor
+    logits: Tensor
+    predictions: dict[str, Tensor]
+    attacked: dict[str, Attacked] = field(default_factory=dict)
+    norms: dict[str, Tensor] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    def columns(self) -> dict[str, Tensor]:
+        """The batch as columns of a table."""
+        confidence = self.logits.float().softmax(1).amax(1)
+        columns = {"index": self.index, "label": self.y, "prediction": self.predictions[CLEAN], "confidence": confidence}
+        for name, norms in self.norms.items():
+            columns[f"prediction_{name}"] = self.predictions[name]
+            columns[f"norm_{name}"] = norms
+        return columns
+
+
+def attack_batch(
+    model: nn.Module,
+    attacks: Mapping[str, Attack],
+    x: Tensor,
+    y: Tensor,
+    index: Tensor,
+    logits: Tensor | None = None,
+) -> Outcome:
+    """Run every attack on one batch and judge its result by one more forward pass.
+
+    Args:
+        model: maps pixels to logits.
+        attacks: by name; their random numbers belong to the samples in ``index``.
+        x: pixels (B, C, H, W) in [0, 1].
+        y: labels (B,).
+        index: position of each sample in its data set (B,).
+        logits: clean logits if they are known already.
+    """
+    with torch.no_grad():
+        logits = model(x) if logits is None else logits
+    outcome = Outcome(index, y, logits, {CLEAN: logits.argmax(1)})
+    for name, attack in attacks.items():
+        attack.name = name
+        began = time.perf_counter()
+        attacked = attack.run(model, x, attack.aim(y, logits.shape[1], index), index=index)
+        outcome.seconds[name] = time.perf_counter() - began
+        with torch.no_grad():
+            outcome.predictions[name] = model(attacked.x_adv.to(x.dtype)).argmax(1)
+        outcome.attacked[name] = attacked
+        outcome.norms[name] = geometry.size(attacked.x_adv - x, attack.norm)
+    return outcome
+
+
+def score(board: Scoreboard, outcome: Outcome) -> None:
+    """Add a batch to the counts."""
+    y = outcome.y
+    right = {name: prediction == y for name, prediction in outcome.predictions.items()}
+    cost = {name: (a.forwards, a.backwards, outcome.seconds[name]) for name, a in outcome.attacked.items()}
+    board.update(y, right, cost, cross_entropy(outcome.logits.float(), y))
+
+
+def check_names(names: Sequence[str]) -> None:
+    """Refuse names of attacks that would hide each other in the report.
+
+    Raises:
+        ValueError: if two attacks share a name, or one takes a name that the report uses itself.
+    """
+    for name in names:
+        if name in (CLEAN, WORST):
+            raise ValueError(f"an attack is named {name!r}, which the report uses itself: choose another name")
+        if names.count(name) > 1:
+            raise ValueError(f"two attacks are named {name!r}: give each its own name, since it is the metric's name")
+        if not name.replace("_", "").replace("-", "").isalnum():
+            raise ValueError(f"an attack is named {name!r}: use letters, digits, - and _, since it becomes acc_<name>")
+
+
+class RobustEvaluation(Callback):
+    """Reports clean accuracy and that under each attack among the trainer's callbacks, in validation, test and predict.
+
+    It is added by itself wherever an attack or one of our methods is; name it only to change its settings. It works with any
+    LightningModule whose forward maps pixels to logits. A method's ``<stage>_step`` may return ``{"logits": ...}`` to spare
+    the clean forward pass. Costs one forward pass for each attack, beside the attack itself.
+
+    Logged as ``val/...`` and ``test/...``: ``acc_clean``, ``acc_<attack>``, ``acc_worst`` (right in all of them),
+    ``worst_class_...``, and what each attack cost; ``loss`` is the clean cross-entropy.
+
+    Args:
+        num_classes: number of classes; None asks the module, then the data module.
+        output_dir: write ``<output_dir>/test`` and ``<output_dir>/predict`` tables of single samples; None writes none.
+        save_adversarial: write the adversarial images, too.
+    """
+
+    def __init__(
+        self, num_classes: int | None = None, output_dir: str | None = None, save_adversarial: bool = False
+    ) -> None:
+        self.num_classes, self.output_dir, self.save_adversarial = num_classes, output_dir, save_adversarial
+        self.rows: list[Row] = []
+        self.last: tuple[Tensor, Outcome] | None = None
+        self._attacks: dict[str, Attack] = {}
+        self._board: Scoreboard | None = None
+        self._files: PredictionFiles | None = None
+        self._seen = 0
+
+    @staticmethod
+    def ensure(trainer: Trainer) -> RobustEvaluation:
+        """The trainer's evaluation, added if it has none."""
+        for callback in trainer.callbacks:
+            if isinstance(callback, RobustEvaluation):
+                return callback
+        evaluation = RobustEvaluation()
+        trainer.callbacks.append(evaluation)
+        return evaluation
+
+    def _start(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        attacks = [c for c in trainer.callbacks if isinstance(c, Attack) and stage in c.stages]
+        names = [attack.name or type(attack).__name__.lower() for attack in attacks]
+        check_names(names)
+        self._attacks = dict(zip(names, attacks, strict=True))
+        classes = self.num_classes or getattr(pl_module, "num_classes", None)
+        classes = classes or getattr(trainer.datamodule, "num_classes", None)
+        if classes is None:
+            raise ValueError("num_classes is unknown: pass RobustEvaluation(num_classes=...) to the trainer's callbacks")
+        self._seen = 0
+        self._board = Scoreboard(names, classes).to(pl_module.device)
+        if self.output_dir and stage != "validate" and not trainer.sanity_checking:
+            self._files = PredictionFiles(Path(self.output_dir) / stage, trainer.global_rank)
+
+    def _batch(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any) -> Outcome:
+        x, y, index = batch[0], batch[1], _index(trainer, batch, self._seen)
+        self._seen += len(x)
+        logits = outputs.get("logits") if isinstance(outputs, Mapping) else None
+        with trainer.precision_plugin.val_step_context(), torch.no_grad():
+            outcome = attack_batch(pl_module, self._attacks, x, y, index, logits)
+        self.last = (x, outcome)
+        score(self._board, outcome)
+        if self._files is not None:
+            self._files.add(outcome.columns())
+            if self.save_adversarial:
+                for name, attacked in outcome.attacked.items():
+                    self._files.add_images(name, index, attacked.x_adv)
+        return outcome
+
+    def _finish(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self.rows = self._board.rows()
+        prefix = _STAGE_PREFIX[stage]
+        if stage != "predict":
+            shown = {f"acc_{CLEAN}", f"acc_{WORST}"} if stage == "validate" else set()
+            figures = {"loss": self._board.loss.compute().item(), **as_metrics(self.rows)}
+            with warnings.catch_warnings():
+                # The figures are already those of all processes.
+                warnings.filterwarnings("ignore", message=".*sync_dist=True.*")
+                for key, value in figures.items():
+                    pl_module.log(f"{prefix}/{key}", value, prog_bar=key in shown, rank_zero_only=False)
+        if self._files is not None:
+            self._files.close()
+            trainer.strategy.barrier()
+            if trainer.is_global_zero:
+                path = merge(self._files.folder)
+                Console().print(f"Outcomes of single samples: {path}")
+            self._files = None
+
+    def _report(self, trainer: Trainer, stage: str) -> None:
+        if trainer.is_global_zero and self.rows:
+            console = Console()
+            console.print(as_table(self.rows, stage))
+            if not self._attacks:
+                console.print("No attacks were given: only clean accuracy was measured.")
+
+    # Lightning's hooks -----------------------------------------------------------------------------------------------
+
+    def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._start(trainer, pl_module, "validate")
+
+    def on_test_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._start(trainer, pl_module, "test")
+
+    def on_predict_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._start(trainer, pl_module, "predict")
+
+    def on_validation_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        self._batch(trainer, pl_module, outputs, batch)
+
+    on_test_batch_end = on_validation_batch_end
+    on_predict_batch_end = on_validation_batch_end
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._finish(trainer, pl_module, "validate")
+
+    def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._finish(trainer, pl_module, "test")
+
+    def on_predict_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._finish(trainer, pl_module, "predict")
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.state.fn == "validate":
+            self._report(trainer, "validation")
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._report(trainer, "test")
+
+
+def _index(trainer: Trainer, batch: Any, seen: int) -> Tensor:
+    """Positions of a batch. A user's own (x, y) loader has none: Lightning deals its samples to the processes in turn."""
+    if len(batch) > 2:
+        return batch[2]
+    return torch.arange(seen, seen + len(batch[0])) * trainer.world_size + trainer.global_rank

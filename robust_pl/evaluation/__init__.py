@@ -1,0 +1,1 @@
+"""Evaluation without a Trainer, and loading of what was trained."""

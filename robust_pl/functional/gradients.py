@@ -1,0 +1,45 @@
+"""The one way in which this library asks for a gradient with respect to the input."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+
+def input_gradient(
+    model: Callable[[Tensor], Tensor],
+    x: Tensor,
+    objective: Callable[[Tensor], Tensor],
+    *,
+    create_graph: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """Gradient of ``objective(model(x)).sum()`` with respect to ``x`` alone: one forward and one backward pass.
+
+    Uses ``torch.autograd.grad``, so that nothing is added to the gradients of the parameters.
+
+    Args:
+        model: maps (B, C, H, W) to logits (B, K).
+        x: pixels (B, C, H, W).
+        objective: maps logits (B, K) to one value a sample, (B,).
+        create_graph: keep the graph, so that the gradient can itself be differentiated (GradAlign, say).
+
+    Returns:
+        The gradient (B, C, H, W) in the dtype of ``x``, and the logits (B, K), detached unless ``create_graph``.
+
+    Raises:
+        ValueError: if ``create_graph`` is asked of a compiled network, which cannot be differentiated twice.
+    """
+    if create_graph and isinstance(model, nn.Module):
+        compiled = [name or "the network" for name, m in model.named_modules() if hasattr(m, "_orig_mod")]
+        if compiled:
+            raise ValueError(
+                f"{compiled[0]} is compiled, and a compiled network cannot be differentiated twice: "
+                "switch torch.compile off for methods that need double backward"
+            )
+    x = x.detach().requires_grad_()
+    with torch.enable_grad():
+        logits = model(x)
+        (gradient,) = torch.autograd.grad(objective(logits).sum(), x, create_graph=create_graph)
+    return gradient, logits if create_graph else logits.detach()

@@ -1,0 +1,44 @@
+"""Losses of training methods and objectives of attacks, as pure functions.
+
+Logits have shape (B, K). Labels ``y`` are int64 (B,), or float (B, K) where CutMix or label smoothing mixed them.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
+    """Cross-entropy of each sample, (B,)."""
+    return F.cross_entropy(logits, y, reduction="none")
+
+
+def kl_divergence(logits: Tensor, reference: Tensor) -> Tensor:
+    """KL(softmax(reference) || softmax(logits)) of each sample, (B,); ``reference`` are logits (B, K)."""
+    target = reference.log_softmax(1)
+    return F.kl_div(logits.log_softmax(1), target, reduction="none", log_target=True).sum(1)
+
+
+def margin(logits: Tensor, y: Tensor) -> Tensor:
+    """Largest wrong logit minus the right one of each sample, (B,): positive where the sample is misclassified.
+
+    The objective of Carlini and Wagner (2017, arXiv 1608.04644) without a floor. Mixed labels count as their largest entry.
+    """
+    y = hard(y).unsqueeze(1)
+    wrong = logits.scatter(1, y, float("-inf")).amax(1)
+    return wrong - logits.gather(1, y).squeeze(1)
+
+
+def hard(y: Tensor) -> Tensor:
+    """Class indices (B,) of labels that may be mixed, (B, K)."""
+    return y.argmax(1) if y.is_floating_point() else y
+
+
+def trades(logits: Tensor, logits_adv: Tensor, y: Tensor, beta: float) -> Tensor:
+    """TRADES (Zhang et al. 2019, arXiv 1901.08573): CE(clean, y) + beta * KL(clean || adversarial), a scalar.
+
+    The KL term is summed over classes and averaged over the batch, and the gradient flows through both of its arguments.
+    """
+    return F.cross_entropy(logits, y) + beta * kl_divergence(logits_adv, logits).mean()

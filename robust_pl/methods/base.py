@@ -1,0 +1,216 @@
+"""The base of all methods: it owns steps, optimizers and schedules, and a subclass owns a loss."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule
+from lightning.pytorch.core.mixins.hparams_mixin import _given_hyperparameters
+from torch import Tensor, nn
+from torch.nn import Parameter
+from torch.optim import SGD, Optimizer
+
+from ..callbacks.attacks.base import Attack, ObjectiveName
+from ..callbacks.attacks.prepare import prepared
+from ..callbacks.attacks.problem import Objective, check_logits
+from ..callbacks.evaluation import RobustEvaluation
+from ..nets.weights import load_weights
+from .example import Example
+from .schedules import Schedule
+
+OptimizerFactory = Callable[[Iterable[Parameter]], Optimizer]
+
+
+class Method(LightningModule, ABC):
+    """A training method. Most subclasses define :meth:`loss` and nothing else.
+
+    A step has three parts: :meth:`craft` attacks once, :meth:`loss` is pure in the weights and may be asked again at other
+    weights, :meth:`after_step` follows each real optimizer step.
+
+    Args:
+        net: maps pixels in [0, 1], (B, C, H, W), to logits (B, K).
+        attack: the training attack; None where the method needs none, or takes its own default.
+        optimizer: makes the optimizer from the parameters; SGD as in Rice et al. 2020 by default.
+        schedule: of the learning rate; None keeps it constant.
+        weights: state dict to start from, a path as it is or under ``ROBUST_PL_DATA``; ignored where a checkpoint is given.
+        num_classes: number of classes K.
+    """
+
+    inner_objective: ObjectiveName = "ce"
+    """What the training attack maximises unless it names an objective itself."""
+
+    def __init__(
+        self,
+        net: nn.Module,
+        attack: Attack | None = None,
+        optimizer: OptimizerFactory = lambda params: SGD(params, lr=0.1, momentum=0.9, weight_decay=5e-4),
+        schedule: Schedule | None = None,
+        weights: str | None = None,
+        num_classes: int = 10,
+    ) -> None:
+        super().__init__()
+        # The command line offers the config, which rebuilds everything; live objects must not go into a checkpoint.
+        from_config = _given_hyperparameters.get() is not None
+        self.save_hyperparameters(ignore=None if from_config else ["net", "attack", "optimizer", "schedule"])
+        self.net = net
+        self.attack = attack if attack is not None else self.default_attack()
+        self.num_classes = num_classes
+        self._optimizer, self._schedule, self._weights = optimizer, schedule, weights
+        self._checked = False
+        self._window: list[Example] = []
+        self._rng: list[dict[str, Tensor]] | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits (B, K) of pixels (B, C, H, W)."""
+        return self.net(x)
+
+    # What a method may define ----------------------------------------------------------------------------------------
+
+    @staticmethod
+    def default_attack() -> Attack | None:
+        """The training attack where none is given; None trains without one."""
+        return None
+
+    def craft(self, batch: tuple[Tensor, ...]) -> Example:
+        """Run the training attack once, on (x, y, index) or (x, y)."""
+        x, y = batch[0], batch[1]
+        index = batch[2] if len(batch) > 2 else torch.full((len(x),), -1, device=x.device)
+        if self.attack is None:
+            return Example(x, y, index)
+        careful = not self._checked or x.device.type == "cpu"
+        attacked = self.attack.run(
+            self, x, y, objective=self.attack_objective(batch), rank=self.global_rank, careful=careful
+        )
+        return Example(x, y, index, attacked.x_adv.to(x.dtype))
+
+    def attack_objective(self, batch: tuple[Tensor, ...]) -> ObjectiveName | Objective:
+        """Inner objective for this batch; override it where it sees more than (x, y), such as a teacher's logits."""
+        return self.inner_objective
+
+    @abstractmethod
+    def loss(self, example: Example) -> Tensor:
+        """The training loss, a scalar: a function of the weights and the example alone."""
+
+    def after_step(self, example: Example) -> None:
+        """Called once after each real optimizer step, with all its micro-batches: teacher temperatures, class statistics."""
+
+    # What the base owns ----------------------------------------------------------------------------------------------
+
+    def training_step(self, batch: tuple[Tensor, ...], batch_idx: int) -> Tensor:
+        self._check_first(batch)
+        example = self.craft(batch)
+        if type(self).after_step is not Method.after_step:
+            self._window.append(example)
+        loss = self.loss(example)
+        self.log("train/loss", loss, prog_bar=True, on_step=True, on_epoch=True, batch_size=len(example.x))
+        return loss
+
+    def optimizer_step(
+        self,
+        epoch: int,
+        batch_idx: int,
+        optimizer: Any,
+        optimizer_closure: Callable[[], Any] | None = None,
+    ) -> None:
+        super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
+        if self._window:
+            self.after_step(Example.join(self._window))
+            self._window.clear()
+
+    def validation_step(self, batch: tuple[Tensor, ...], batch_idx: int) -> dict[str, Tensor]:
+        self._check_first(batch)
+        return {"logits": self(batch[0])}
+
+    def test_step(self, batch: tuple[Tensor, ...], batch_idx: int) -> dict[str, Tensor]:
+        return self.validation_step(batch, batch_idx)
+
+    def predict_step(self, batch: tuple[Tensor, ...], batch_idx: int) -> dict[str, Tensor]:
+        return self.validation_step(batch, batch_idx)
+
+    def configure_optimizers(self) -> Any:
+        optimizer = self._optimizer([p for p in self.parameters() if p.requires_grad])
+        if self._schedule is None:
+            return optimizer
+        by_step = self._schedule.interval == "step"
+        length = self.trainer.estimated_stepping_batches if by_step else self.trainer.max_epochs
+        if length in (None, -1, float("inf")):
+            raise ValueError("a schedule needs to know how long the run is: set trainer.max_epochs")
+        scheduler = self._schedule.build(optimizer, int(length))
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": scheduler, "interval": self._schedule.interval},
+        }
+
+    def setup(self, stage: str) -> None:
+        RobustEvaluation.ensure(self.trainer)
+        if self._weights is not None and self.trainer.ckpt_path is None:
+            load_weights(self.net, self._weights)
+            self._weights = None
+
+    def on_train_start(self) -> None:
+        if self._rng is not None and len(self._rng) == self.trainer.world_size:
+            _set_rng(self._rng[self.global_rank])
+        self._rng = None
+
+    def on_train_epoch_end(self) -> None:
+        if self.attack is not None:
+            self.attack.raise_if_violated()
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        states: list[Any] = [_get_rng()]
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            states = [None] * self.trainer.world_size
+            torch.distributed.all_gather_object(states, _get_rng())
+        checkpoint["robust_pl_training"] = {
+            "attack": self.attack.state_dict() if self.attack is not None else {},
+            "rng": states,
+        }
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        saved = checkpoint.get("robust_pl_training", {})
+        self._rng = saved.get("rng")
+        if self.attack is not None:
+            self.attack.load_state_dict(saved.get("attack", {}))
+
+    def _check_first(self, batch: tuple[Tensor, ...]) -> None:
+        """Look at the first batch before anything is trained or measured on it: one small forward pass a run."""
+        if self._checked:
+            return
+        x, y = batch[0], batch[1]
+        if not x.is_floating_point():
+            raise TypeError(f"the data gives images of dtype {x.dtype}: this library needs float pixels in [0, 1]")
+        if not (x.isfinite().all() and x.min() >= 0 and x.max() <= 1):
+            raise ValueError(
+                f"the data gives pixels from {x.min():.4g} to {x.max():.4g}: scale them to [0, 1], and put the "
+                "normalisation into the network (robust_pl.nets.Normalize)"
+            )
+        with torch.no_grad(), prepared(self, "eval"):
+            logits = self(x[:2])
+        if logits.dim() == 2 and logits.shape[1] != self.num_classes:
+            raise ValueError(
+                f"the network returns {logits.shape[1]} logits and the data has {self.num_classes} classes: set the "
+                "network's num_classes"
+            )
+        check_logits(logits, y[:2])
+        if not y.is_floating_point() and not (0 <= y.min() and y.max() < self.num_classes):
+            raise ValueError(
+                f"labels run from {y.min()} to {y.max()} and there are {self.num_classes} classes: labels must lie in "
+                "[0, num_classes)"
+            )
+        self._checked = True
+
+
+def _get_rng() -> dict[str, Tensor]:
+    state = {"cpu": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        state["cuda"] = torch.cuda.get_rng_state()
+    return state
+
+
+def _set_rng(state: dict[str, Tensor]) -> None:
+    torch.set_rng_state(state["cpu"].cpu())
+    if "cuda" in state and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda"].cpu())

@@ -1,0 +1,125 @@
+"""Learning-rate schedules that know how long the run is, so that ``max_epochs`` is said once."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from typing import Literal
+
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, LRScheduler, MultiStepLR, OneCycleLR, SequentialLR
+
+Interval = Literal["step", "epoch"]
+
+
+class Schedule(ABC):
+    """Builds a PyTorch scheduler for a run of a given length.
+
+    ``interval`` says whether the scheduler moves after every optimizer step or after every epoch.
+    """
+
+    interval: Interval = "epoch"
+
+    @abstractmethod
+    def build(self, optimizer: Optimizer, length: int) -> LRScheduler:
+        """A scheduler for ``length`` steps or epochs, whichever ``interval`` names."""
+
+
+class MultiStep(Schedule):
+    """Drops of the learning rate, as in Rice et al. 2020: by 10 at half and at three quarters of the run.
+
+    Args:
+        milestones: where to drop, as fractions of the run in (0, 1), or as epochs if above 1.
+        gamma: factor of each drop.
+        interval: ``epoch``, or ``step`` to place fractional drops inside an epoch.
+
+    Raises:
+        ValueError: if fractions and epochs are mixed, or milestones do not rise.
+    """
+
+    def __init__(
+        self, milestones: Sequence[float] = (0.5, 0.75), gamma: float = 0.1, interval: Interval = "epoch"
+    ) -> None:
+        if list(milestones) != sorted(milestones) or any(m <= 0 for m in milestones):
+            raise ValueError(f"milestones={list(milestones)} must rise from above 0")
+        self.fractions = all(m < 1 for m in milestones)
+        if not self.fractions and not all(m >= 1 and float(m).is_integer() for m in milestones):
+            raise ValueError(f"milestones={list(milestones)} mix fractions of the run and epochs: use one of them")
+        if not self.fractions and interval == "step":
+            raise ValueError("milestones in epochs need interval='epoch'")
+        self.milestones, self.gamma, self.interval = list(milestones), gamma, interval
+
+    def build(self, optimizer: Optimizer, length: int) -> LRScheduler:
+        at = [round(m * length) if self.fractions else int(m) for m in self.milestones]
+        return MultiStepLR(optimizer, at, self.gamma)
+
+
+class Cosine(Schedule):
+    """Cosine decay to ``final_lr`` after an optional linear warm-up.
+
+    Args:
+        warmup: fraction of the run in [0, 1) that the learning rate takes to rise to the optimizer's.
+        final_lr: learning rate at the end.
+        interval: ``step`` or ``epoch``.
+
+    Raises:
+        ValueError: if warmup is not in [0, 1).
+    """
+
+    def __init__(self, warmup: float = 0.0, final_lr: float = 0.0, interval: Interval = "step") -> None:
+        if not 0 <= warmup < 1:
+            raise ValueError(f"warmup={warmup} is a fraction of the run: choose from [0, 1)")
+        self.warmup, self.final_lr, self.interval = warmup, final_lr, interval
+
+    def build(self, optimizer: Optimizer, length: int) -> LRScheduler:
+        rise = round(self.warmup * length)
+        decay = CosineAnnealingLR(optimizer, max(length - rise, 1), self.final_lr)
+        if not rise:
+            return decay
+        # The rise ends at the first step of the decay, which has the full rate.
+        start = LinearLR(optimizer, start_factor=1 / (rise + 1), total_iters=rise)
+        return SequentialLR(optimizer, [start, decay], [rise])
+
+
+class OneCycle(Schedule):
+    """One cycle up and down, step by step (Smith and Topin 2017, arXiv 1708.07120). The optimizer's momentum stays.
+
+    Args:
+        max_lr: peak; None takes the optimizer's learning rate.
+        pct_start: fraction of the run spent rising.
+        anneal_strategy: ``cos`` or ``linear``.
+    """
+
+    interval: Interval = "step"
+
+    def __init__(
+        self, max_lr: float | None = None, pct_start: float = 0.3, anneal_strategy: Literal["cos", "linear"] = "cos"
+    ) -> None:
+        self.max_lr, self.pct_start = max_lr, pct_start
+        self.anneal_strategy: Literal["cos", "linear"] = anneal_strategy
+
+    def build(self, optimizer: Optimizer, length: int) -> LRScheduler:
+        peak = self.max_lr or [group["lr"] for group in optimizer.param_groups]
+        return OneCycleLR(
+            optimizer,
+            peak,
+            total_steps=length,
+            pct_start=self.pct_start,
+            anneal_strategy=self.anneal_strategy,
+            cycle_momentum=False,
+        )
+
+
+class TorchSchedule(Schedule):
+    """Any scheduler of ``torch.optim.lr_scheduler`` that does not need to know the length of the run.
+
+    Args:
+        scheduler: its class path and arguments, but for the optimizer.
+        interval: ``step`` or ``epoch``.
+    """
+
+    def __init__(self, scheduler: Callable[[Optimizer], LRScheduler], interval: Interval = "epoch") -> None:
+        self.scheduler, self.interval = scheduler, interval
+
+    def build(self, optimizer: Optimizer, length: int) -> LRScheduler:
+        return self.scheduler(optimizer)
