@@ -18,6 +18,11 @@ def _encode(text: str, encoding: str) -> bytes:
     return codecs.latin_1_encode(text)[0]
 
 
+def _frombuffer(buffer: bytes, dtype: np.dtype, shape: tuple[int, ...], order: str = "C", *_: Any) -> np.ndarray:
+    """How NumPy writes an array with protocol 5. It cannot make an array of objects."""
+    return np.frombuffer(buffer, dtype).reshape(shape, order=order)
+
+
 def _allowed() -> dict[tuple[str, str], Callable[..., Any]]:
     """The names that arrays of any NumPy version refer to, mapped to objects: nothing is imported for a file."""
     reconstruct = np.empty(0).__reduce__()[0]
@@ -26,6 +31,8 @@ def _allowed() -> dict[tuple[str, str], Callable[..., Any]]:
         ("numpy", "dtype"): np.dtype,
         ("numpy.core.multiarray", "_reconstruct"): reconstruct,
         ("numpy._core.multiarray", "_reconstruct"): reconstruct,
+        ("numpy.core.numeric", "_frombuffer"): _frombuffer,
+        ("numpy._core.numeric", "_frombuffer"): _frombuffer,
         ("_codecs", "encode"): _encode,
     }
 
