@@ -7,6 +7,7 @@ __getattr__, __dir__, __all__ = attach(
     {
         "Attack": "attacks.base",
         "FGSM": "attacks.fgsm",
+        "ImageGrid": "analysis.image_grid",
         "PGD": "attacks.pgd",
         "RobustEvaluation": "evaluation",
     },

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -76,15 +77,25 @@ class Method(LightningModule, ABC):
 
     def craft(self, batch: tuple[Tensor, ...]) -> Example:
         """Run the training attack once, on (x, y, index) or (x, y)."""
-        x, y = batch[0], batch[1]
-        index = batch[2] if len(batch) > 2 else torch.full((len(x),), -1, device=x.device)
+        example = self.clean(batch)
         if self.attack is None:
-            return Example(x, y, index)
-        careful = not self._checked or x.device.type == "cpu"
+            return example
+        x = example.x
         attacked = self.attack.run(
-            self, x, y, objective=self.attack_objective(batch), rank=self.global_rank, careful=careful
+            self,
+            x,
+            example.y,
+            objective=self.attack_objective(batch),
+            rank=self.global_rank,
+            careful=x.device.type == "cpu",
         )
-        return Example(x, y, index, attacked.x_adv.to(x.dtype))
+        return replace(example, x_adv=attacked.x_adv.to(x.dtype))
+
+    @staticmethod
+    def clean(batch: tuple[Tensor, ...]) -> Example:
+        """The batch before any attack; without an index in it, the index is -1."""
+        x, y = batch[0], batch[1]
+        return Example(x, y, batch[2] if len(batch) > 2 else torch.full((len(x),), -1, device=x.device))
 
     def attack_objective(self, batch: tuple[Tensor, ...]) -> ObjectiveName | Objective:
         """Inner objective for this batch; override it where it sees more than (x, y), such as a teacher's logits."""

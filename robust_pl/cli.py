@@ -1,0 +1,105 @@
+"""The command line: ``robust-pl fit | validate | test | predict``, and ``python -m robust_pl``."""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+
+_SUBCOMMANDS = ("fit", "validate", "test", "predict")
+# Where a run was trained says nothing about where its checkpoint is tested.
+_HARDWARE = ("accelerator", "devices", "num_nodes", "strategy", "plugins", "default_root_dir")
+
+
+def main(args: Sequence[str] | None = None) -> None:
+    """Run the command line. Ends the process with 2 and one line where the input is wrong.
+
+    Set ``ROBUST_PL_TRACEBACK=1`` to see where an error came from.
+
+    Args:
+        args: command-line arguments; None takes those of the process.
+    """
+    arguments = list(sys.argv[1:] if args is None else args)
+    if arguments == ["--version"]:
+        from . import __version__
+
+        print(f"robust-pl {__version__}")
+        return
+    # A user's own mymethods.py beside the config can be named as a class path.
+    sys.path.insert(0, os.getcwd())
+    from lightning.fabric.utilities.exceptions import MisconfigurationException
+
+    from .cli_errors import one_line
+
+    try:
+        _run(arguments)
+    except (ValueError, TypeError, OSError, ImportError, MisconfigurationException) as error:
+        if os.environ.get("ROBUST_PL_TRACEBACK"):
+            traceback.print_exc()
+        sys.exit(_complain(one_line(_sentence(error))))
+
+
+def _run(arguments: list[str]) -> None:
+    from .trust import CONFIG_KEY, read_checkpoint, stored_config, user_text
+
+    from_checkpoint = _value_of(arguments, "--ckpt_path")
+    if not from_checkpoint or not arguments or arguments[0] not in _SUBCOMMANDS:
+        return _start(arguments)
+    checkpoint = read_checkpoint(from_checkpoint)
+    if _value_of(arguments, "--config") or _value_of(arguments, "-c"):
+        return _start(arguments)
+    config = stored_config(checkpoint, from_checkpoint, user_text(arguments))
+    del checkpoint[CONFIG_KEY]
+    if arguments[0] != "fit":
+        config["trainer"] = {k: v for k, v in config.get("trainer", {}).items() if k not in _HARDWARE}
+    import yaml
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "stored.yaml"
+        path.write_text(yaml.safe_dump(config))
+        return _start([arguments[0], "--config", str(path), *arguments[1:]])
+
+
+def _start(arguments: list[str]) -> None:
+    from .lightning_cli import RobustCLI
+
+    RobustCLI.start(arguments)
+
+
+def _value_of(arguments: Sequence[str], option: str) -> str | None:
+    """What the command line gives for an option, as ``--option value`` or ``--option=value``."""
+    for here, following in zip(arguments, [*arguments[1:], ""], strict=True):
+        if here == option:
+            return following
+        if here.startswith(option + "="):
+            return here.partition("=")[2]
+    return None
+
+
+def _sentence(error: Exception) -> str:
+    if isinstance(error, OSError) and error.strerror:
+        remedy = {
+            "ENOSPC": "free some space or choose another --run.output_dir; what was saved before is intact",
+            "EACCES": "choose a folder that you may write to, with --run.output_dir",
+            "EROFS": "choose a folder that you may write to, with --run.output_dir",
+            "ENOTDIR": "a file stands where a folder should be; choose another --run.output_dir",
+            "EEXIST": "a file stands where a folder should be; choose another --run.output_dir",
+        }
+        import errno
+
+        hint = remedy.get(errno.errorcode.get(error.errno or 0, ""), "")
+        where = f"{error.filename}: " if error.filename else ""
+        return f"{where}{error.strerror}" + (f": {hint}" if hint else "")
+    return str(error) or type(error).__name__
+
+
+def _complain(message: str) -> int:
+    print(f"robust-pl: error: {message}", file=sys.stderr)
+    return 2
+
+
+if __name__ == "__main__":
+    main()

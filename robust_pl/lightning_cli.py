@@ -1,0 +1,261 @@
+"""LightningCLI with attacks, a run folder, tracking and checkpoints."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+from jsonargparse.typing import register_type
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
+
+from . import callbacks, data, methods, nets
+from .callbacks import Attack, ImageGrid, RobustEvaluation
+from .callbacks.evaluation import check_names
+from .cli_errors import one_line
+from .data import ImageDataModule
+from .functional.ratio import Ratio
+from .methods import Method
+from .run_folder import RunFolder, versions
+from .trust import CONFIG_KEY
+
+register_type(Ratio, serializer=str, deserializer=Ratio)
+
+
+@dataclass
+class Run:
+    """Where the run is kept, and how wandb files it.
+
+    Args:
+        name: folder of the run and its name in wandb; None takes the name of the config, else of the method.
+        output_dir: folder that holds all runs.
+        project: of wandb.
+        group: of wandb.
+        tags: of wandb.
+        save_every_n_steps: write ``last.ckpt`` every so many training steps; None writes it at the end of every epoch.
+    """
+
+    name: str | None = None
+    output_dir: str = "runs"
+    project: str = "robust_pl"
+    group: str | None = None
+    tags: list[str] = field(default_factory=list)
+    save_every_n_steps: int | None = None
+
+
+class Parser(LightningArgumentParser):
+    """Says what is wrong in one line."""
+
+    def error(self, message: str, ex: Exception | None = None) -> None:  # type: ignore[override]
+        if os.environ.get("ROBUST_PL_TRACEBACK"):
+            super().error(message, ex)
+        print(f"robust-pl: error: {one_line(message)}", file=sys.stderr)
+        sys.exit(2)
+
+
+class StoreConfig(Callback):
+    """Puts the whole experiment into each checkpoint, so that it can be tested without its YAML."""
+
+    def __init__(self, config: dict[str, Any]) -> None:
+        self.config = config
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        checkpoint[CONFIG_KEY] = self.config
+
+
+class RobustCLI(LightningCLI):
+    """The command line of a run."""
+
+    config_name: str | None = None
+
+    @classmethod
+    def start(cls, arguments: Sequence[str]) -> RobustCLI:
+        """Parse and run, as ``robust-pl ARGUMENTS`` does.
+
+        Args:
+            arguments: of the command line, with the subcommand first.
+        """
+        for module in (methods, callbacks, data, nets):
+            for name in module.__all__:  # short names resolve among the classes that are imported
+                getattr(module, name)
+        logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_no_advertisement)
+        # Processes that Lightning starts run the same command, so it must stand in sys.argv.
+        sys.argv = [sys.argv[0], *arguments]
+        return cls(
+            Method,
+            ImageDataModule,
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            save_config_callback=None,
+            seed_everything_default=0,
+            auto_configure_optimizers=False,
+            parser_class=Parser,
+            parser_kwargs={"parser_mode": "omegaconf"},
+            trainer_defaults={
+                "use_distributed_sampler": False,
+                "enable_autolog_hparams": False,
+                "num_sanity_val_steps": 1,
+                "log_every_n_steps": 10,
+            },
+        )
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.add_argument("--attacks", type=dict[str, Attack], default={}, help="Evaluation attacks by name.")
+        parser.add_argument(
+            "--val_attacks",
+            type=dict[str, Attack] | None,
+            default=None,
+            help="Evaluation attacks for validation alone, cheaper ones say; by default those of --attacks.",
+        )
+        parser.add_lightning_class_args(RobustEvaluation, "evaluation")
+        parser.add_class_arguments(Run, "run")
+        net = "model.init_args.net.init_args"
+        parser.link_arguments("data.num_classes", "model.init_args.num_classes", apply_on="instantiate")
+        parser.link_arguments("data.num_classes", f"{net}.num_classes", apply_on="instantiate")
+        parser.link_arguments("data.in_channels", f"{net}.in_channels", apply_on="instantiate")
+        parser.link_arguments("seed_everything", "data.init_args.seed", compute_fn=int)
+        parser.link_arguments("seed_everything", "model.init_args.attack.init_args.seed", compute_fn=int)
+
+    def _parse_ckpt_path(self) -> None:
+        """Lightning would import whatever class the checkpoint names; `cli.main` has done it with care."""
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        config = self.config[self.subcommand]
+        self._dump_config()
+        stored = {k: v for k, v in self.config_dump.items() if k not in ("ckpt_path", "weights_only", "return_predictions")}
+        run = self._run_folder(config)
+        settings = self._get(self.config_init, "trainer", default={})
+        attacks = self._named_attacks()
+        extra: list[Callback] = [*attacks, StoreConfig(stored)]
+        evaluation = self._get(self.config_init, "evaluation")
+        if self.subcommand in ("test", "predict") and evaluation.output_dir is None:
+            evaluation.output_dir = str(run.fresh(self.subcommand))
+        if self.subcommand in ("fit", "test") and attacks:
+            extra.append(ImageGrid())
+        if self.subcommand == "fit":
+            extra += self._checkpoints(run, config, settings)
+        if settings.get("logger") in (None, True):
+            kwargs["logger"] = self._loggers(run, stored)
+            if self.subcommand == "fit":
+                extra.append(LearningRateMonitor())
+        _write_config(run.path, self.subcommand, stored)
+        return self._instantiate_trainer(
+            {**settings, "default_root_dir": str(run.path), **kwargs}, [*extra, evaluation]
+        )
+
+    def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
+        kwargs = super()._prepare_subcommand_kwargs(subcommand)
+        kwargs["weights_only"] = True
+        if subcommand in ("validate", "test"):
+            kwargs["verbose"] = False  # the evaluation prints its own table
+        return kwargs
+
+    def after_fit(self) -> None:
+        if self.trainer.is_global_zero:
+            best = Path(self.trainer.default_root_dir, "checkpoints", "best.ckpt")
+            print(f"Run folder: {_shown(self.trainer.default_root_dir)}")
+            if best.is_file():
+                print(f"Test it with: robust-pl test --ckpt_path {_shown(best)}")
+
+    def _named_attacks(self) -> list[Attack]:
+        everywhere = self._get(self.config_init, "attacks") or {}
+        in_validation = self._get(self.config_init, "val_attacks")
+        for attack in everywhere.values():
+            attack.stages = ("validate", "test", "predict") if in_validation is None else ("test", "predict")
+        for attack in (in_validation or {}).values():
+            attack.stages = ("validate",)
+        for attacks in (everywhere, in_validation or {}):
+            check_names(list(attacks))
+            for name, attack in attacks.items():
+                attack.name = name
+        return [*everywhere.values(), *(in_validation or {}).values()]
+
+    def _run_folder(self, config: Any) -> RunFolder:
+        settings = config.run
+        found = RunFolder.of_checkpoint(config.ckpt_path)
+        if found is not None and (self.subcommand != "fit" or settings.name in (None, found.record().get("name"))):
+            return found
+        name = settings.name or _config_name(sys.argv[1:]) or config.model.class_path.rsplit(".", 1)[-1].lower()
+        return RunFolder.create(settings.output_dir, name, {"name": name, "seed": config.seed_everything})
+
+    def _checkpoints(self, run: RunFolder, config: Any, settings: dict[str, Any]) -> list[Callback]:
+        if settings.get("enable_checkpointing") is False or settings.get("fast_dev_run"):
+            return []
+        folder = run.path / "checkpoints"
+        validated = config.attacks if config.val_attacks is None else config.val_attacks
+        n = config.run.save_every_n_steps
+        best = ModelCheckpoint(
+            folder,
+            "best",
+            monitor="val/acc_worst" if validated else "val/acc_clean",
+            mode="max",
+            auto_insert_metric_name=False,
+            enable_version_counter=False,
+        )
+        last = ModelCheckpoint(
+            folder,
+            "last",
+            every_n_train_steps=n,
+            save_on_train_epoch_end=n is None,
+            auto_insert_metric_name=False,
+            enable_version_counter=False,
+        )
+        return [best, last]
+
+    def _loggers(self, run: RunFolder, config: dict[str, Any]) -> list[Logger]:
+        settings = config["run"]
+        record = run.record()
+        wandb = WandbLogger(
+            name=record.get("name", run.path.name),
+            save_dir=str(run.path),
+            id=record.get("wandb_id"),
+            project=settings["project"],
+            offline=os.environ.get("WANDB_MODE", "offline") != "online",
+            resume="allow",
+            group=settings["group"],
+            tags=settings["tags"] or None,
+        )
+        loggers: list[Logger] = [CSVLogger(run.path, "metrics"), wandb]
+        for logger in loggers:
+            logger.log_hyperparams({"command": self.subcommand, "config": config, "versions": versions()})
+        return loggers
+
+
+@rank_zero_only
+def _write_config(folder: Path, subcommand: str, config: dict[str, Any]) -> None:
+    """``config.yaml`` of the fit; later commands add ``config-test.yaml`` and so on."""
+    stem = "config" if subcommand == "fit" else f"config-{subcommand}"
+    number, path = 1, folder / f"{stem}.yaml"
+    text = yaml.safe_dump(config, sort_keys=False)
+    while path.exists() and path.read_text() != text:
+        number += 1
+        path = folder / f"{stem}-{number}.yaml"
+    path.write_text(text)
+
+
+def _config_name(arguments: Sequence[str]) -> str | None:
+    """Stem of the first YAML that the user names."""
+    for here, following in zip(arguments, arguments[1:], strict=False):
+        if here in ("-c", "--config"):
+            return Path(following).stem
+        if here.startswith(("--config=", "-c=")):
+            return Path(here.partition("=")[2]).stem
+    return None
+
+
+def _shown(path: str | Path) -> str:
+    path = Path(path)
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
+
+
+def _no_advertisement(record: logging.LogRecord) -> bool:
+    return "Tip: For seamless cloud" not in str(record.msg)

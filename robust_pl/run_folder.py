@@ -1,0 +1,101 @@
+"""One run, one folder.
+
+``<output_dir>/<name>/`` holds ``config.yaml``, ``run.json`` (versions, seed, the run's wandb id), ``checkpoints/best.ckpt``
+and ``last.ckpt``, ``metrics/version_*/metrics.csv``, ``images/``, ``wandb/`` and, for each test or predict, a folder with
+the outcome of every sample.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import secrets
+from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+_MARK = "run.json"
+_FOLDER_VARIABLE = "ROBUST_PL_RUN_FOLDER"
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of what a result depends on."""
+    found = {"python": platform.python_version(), "platform": platform.platform()}
+    for name in ("robust_pl", "torch", "lightning", "torchmetrics", "jsonargparse", "omegaconf", "wandb", "numpy"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "not installed as a package"
+    return found
+
+
+class RunFolder:
+    """Where a run keeps what it makes.
+
+    Args:
+        path: the folder, which exists.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @classmethod
+    def of_checkpoint(cls, checkpoint: str | None) -> RunFolder | None:
+        """The run that a checkpoint lies in, if it lies in one."""
+        for parent in Path(checkpoint).resolve().parents if checkpoint else ():
+            if (parent / _MARK).is_file():
+                return cls(parent)
+        return None
+
+    @classmethod
+    def create(cls, output_dir: str, name: str, settings: Mapping[str, Any]) -> RunFolder:
+        """A new folder ``name``, ``name-2``, ...: what is there is never written over.
+
+        Processes that this one starts find the same folder in their environment; those that a cluster starts find it by the
+        job's number, and the first process makes it.
+
+        Raises:
+            OSError: if nothing can be written there.
+        """
+        if inherited := os.environ.get(_FOLDER_VARIABLE):
+            return cls(Path(inherited))
+        root = Path(output_dir)
+        job = os.environ.get("SLURM_JOB_ID") or os.environ.get("TORCHELASTIC_RUN_ID", "none")
+        if job != "none" and int(os.environ.get("WORLD_SIZE", os.environ.get("SLURM_NTASKS", "1"))) > 1:
+            path = root / f"{name}-{job}"
+            path.mkdir(parents=True, exist_ok=True)
+        else:
+            path = _fresh(root, name)
+        run = cls(path.resolve())
+        if int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0"))) == 0 and not (run.path / _MARK).exists():
+            record = {**settings, "wandb_id": secrets.token_hex(4), "versions": versions()}
+            (run.path / _MARK).write_text(json.dumps(record, indent=2) + "\n")
+        os.environ[_FOLDER_VARIABLE] = str(run.path)
+        return run
+
+    def record(self) -> dict[str, Any]:
+        """What ``run.json`` says."""
+        mark = self.path / _MARK
+        return json.loads(mark.read_text()) if mark.is_file() else {}
+
+    def fresh(self, name: str) -> Path:
+        """A new folder in this run: ``name``, ``name-2``, ..."""
+        variable = f"{_FOLDER_VARIABLE}_{name.upper()}"
+        if variable not in os.environ:
+            os.environ[variable] = str(_fresh(self.path, name))
+        return Path(os.environ[variable])
+
+
+def _fresh(root: Path, name: str) -> Path:
+    root.mkdir(parents=True, exist_ok=True)
+    number = 1
+    while True:
+        path = root / (name if number == 1 else f"{name}-{number}")
+        try:
+            path.mkdir()
+        except FileExistsError:
+            number += 1
+        else:
+            return path
