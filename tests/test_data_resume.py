@@ -141,6 +141,24 @@ def test_resume_under_max_steps(tmp_path):
         assert fit(tmp_path, ckpt=path, **kwargs).seen == full.seen[batches:], name
 
 
+def test_overfit_batches_and_no_validation(tmp_path):
+    seen = fit(tmp_path, overfit_batches=2).seen
+    assert [index for _, _, index, _ in seen] == 3 * [index for _, _, index, _ in seen[:2]]
+    data = DigitsDataModule(val_size=0)
+    module = Recorder()
+    Trainer(
+        default_root_dir=tmp_path, accelerator="cpu", logger=False, enable_checkpointing=False, max_epochs=1,
+        enable_progress_bar=False, enable_model_summary=False,
+    ).fit(module, data)  # fmt: skip
+    assert len(module.seen) == 11 and module.validated == []
+
+
+def test_validation_sees_every_sample_once_in_order(tmp_path):
+    module = fit(tmp_path, num_sanity_val_steps=0)
+    expected = DigitsDataModule(batch_size=256).split[1].tolist()
+    assert module.validated == 3 * [expected]
+
+
 def test_another_batch_size_cannot_resume_mid_epoch(tmp_path):
     loader = DigitsDataModule(batch_size=64).train_dataloader()
     batches = iter(loader)

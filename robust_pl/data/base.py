@@ -21,7 +21,8 @@ class ImageDataModule(LightningDataModule):
     ``x`` is float32 (B, C, H, W) in [0, 1], never normalised; ``y`` int64 (B,); ``index`` int64 (B,), the position in
     the original training or test set. The validation set is drawn from the training set by ``seed``, not stratified,
     never from the test set. Order and augmentation are functions of the seed, the epoch and the sample alone: of no
-    global random stream, worker, rank or restart. Use it with ``Trainer(use_distributed_sampler=False)``.
+    global random stream, worker, rank or restart. The loaders share the samples out over ranks themselves, whatever
+    ``Trainer(use_distributed_sampler=...)`` says, and resume in the middle of an epoch.
 
     A subclass defines ``class_names``, ``image_shape``, ``load_train`` and ``load_test``.
 

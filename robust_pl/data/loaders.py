@@ -174,7 +174,9 @@ class TrainLoader:
 class EvalLoader:
     """Evaluation batches ``(x, y, index)``: fixed chunks in ascending order, of which rank r takes r, r + W, ...
 
-    No sample is repeated or dropped, so ranks may have unequal numbers of batches, or none.
+    No sample is repeated or dropped, so ranks may have unequal numbers of batches, or none. Therefore nothing may be
+    reduced over ranks per batch, and metrics are logged in ``on_validation_epoch_end``: a rank without a batch never
+    logs in ``validation_step``, and the others would wait for it in the reduction.
 
     Args:
         images: where samples are read.
