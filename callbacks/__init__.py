@@ -9,6 +9,7 @@ __getattr__, __dir__, __all__ = attach(
         "FGSM": "attacks.fgsm",
         "ImageGrid": "analysis.image_grid",
         "PGD": "attacks.pgd",
+        "ProgressBar": "progress",
         "RobustEvaluation": "evaluation",
     },
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 import warnings
 from collections.abc import Mapping, Sequence
@@ -123,7 +124,7 @@ class RobustEvaluation(Callback):
 
     Args:
         num_classes: number of classes; None asks the module, then the data module.
-        output_dir: write ``<output_dir>/test`` and ``<output_dir>/predict`` tables of single samples; None writes none.
+        output_dir: folder for ``predictions.csv``, the outcome of each sample of test and predict; None writes none.
         save_adversarial: write the adversarial images, too.
     """
 
@@ -160,7 +161,7 @@ class RobustEvaluation(Callback):
         self._seen = 0
         self._board = Scoreboard(names, classes).to(pl_module.device)
         if self.output_dir and stage != "validate" and not trainer.sanity_checking:
-            self._files = PredictionFiles(Path(self.output_dir) / stage, trainer.global_rank)
+            self._files = PredictionFiles(Path(self.output_dir), trainer.global_rank)
 
     def _batch(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any) -> Outcome:
         x, y, index = batch[0], batch[1], _index(trainer, batch, self._seen)
@@ -193,7 +194,7 @@ class RobustEvaluation(Callback):
             trainer.strategy.barrier()
             if trainer.is_global_zero:
                 path = merge(self._files.folder)
-                Console().print(f"Outcomes of single samples: {path}")
+                Console(soft_wrap=True).print(f"Outcome of every sample: {os.path.relpath(path)}")
             self._files = None
 
     def _report(self, trainer: Trainer, stage: str) -> None:

@@ -46,7 +46,7 @@ def one_line(message: str) -> str:
     if found := re.search(r"Option '(\S+?)' is not accepted", message):
         option = found.group(1)
         owner = re.findall(r"class_path '([\w.]+)'", message)
-        hint = _nearest(option.rsplit(".", 1)[-1], _arguments(owner[-1])) if owner else ""
+        hint = _nearest(option.rsplit(".", 1)[-1], arguments_of(owner[-1])) if owner else ""
         return f"{where}{owner[-1].rsplit('.', 1)[-1] if owner else 'this'} has no argument {option!r}{hint}"
     leaves = [line for line in _leaves(message) if "dot import path" not in line]
     return where + (leaves[0] if leaves else " ".join(message.split()))
@@ -65,7 +65,8 @@ def _leaves(message: str) -> list[str]:
     return [line for line in lines if line and not _NOISE.search(line)]
 
 
-def _arguments(class_path: str) -> list[str]:
+def arguments_of(class_path: str) -> list[str]:
+    """Names of the arguments that a class takes; none if there is no such class."""
     module, _, name = class_path.rpartition(".")
     try:
         return list(inspect.signature(getattr(importlib.import_module(module), name)).parameters)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,19 +15,21 @@ import yaml
 from jsonargparse.typing import register_type
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, _InstantiatorFn
 from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from . import callbacks, data, methods, nets
-from .callbacks import Attack, ImageGrid, RobustEvaluation
+from .callbacks import Attack, ImageGrid, ProgressBar, RobustEvaluation
 from .callbacks.evaluation import check_names
-from .cli_errors import one_line
+from .cli_errors import arguments_of, one_line
 from .data import ImageDataModule
 from .functional.ratio import Ratio
 from .methods import Method
 from .run_folder import RunFolder, versions
 from .trust import CONFIG_KEY
+
+NET = "model.init_args.net.init_args"
 
 register_type(Ratio, serializer=str, deserializer=Ratio)
 
@@ -72,6 +75,25 @@ class StoreConfig(Callback):
         checkpoint[CONFIG_KEY] = self.config
 
 
+class Instantiator(_InstantiatorFn):
+    """Stores as hyper-parameters what the data linked to the network only where the network takes it.
+
+    Lightning writes every link down, so that a network without ``in_channels`` could not be rebuilt from a checkpoint.
+    """
+
+    def __call__(
+        self, class_type: type[Any], *args: Any, applied_instantiation_links: dict[str, Any], **kwargs: Any
+    ) -> Any:
+        self.cli._dump_config()
+        net = self.cli.config_dump.get(self.key, {}).get("init_args", {}).get("net") or {}
+        links = applied_instantiation_links
+        if "class_path" in net:
+            net.setdefault("init_args", {})
+            taken = arguments_of(net["class_path"])
+            links = {k: v for k, v in links.items() if not k.startswith(NET) or k.rsplit(".", 1)[-1] in taken}
+        return super().__call__(class_type, *args, applied_instantiation_links=links, **kwargs)
+
+
 class RobustCLI(LightningCLI):
     """The command line of a run."""
 
@@ -88,6 +110,13 @@ class RobustCLI(LightningCLI):
             for name in module.__all__:  # short names resolve among the classes that are imported
                 getattr(module, name)
         logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_no_advertisement)
+        for expected in (
+            ".*LeafSpec.*",  # Lightning's use of torch
+            "Be aware that when using `ckpt_path`, callbacks",  # only fit has the callback that writes checkpoints
+            "The dirpath has changed from",  # or in another one
+            "Checkpoint directory .* exists and is not empty",  # a resumed run goes on in its own folder
+        ):
+            warnings.filterwarnings("ignore", message=expected)
         # Processes that Lightning starts run the same command, so it must stand in sys.argv.
         sys.argv = [sys.argv[0], *arguments]
         return cls(
@@ -118,12 +147,17 @@ class RobustCLI(LightningCLI):
         )
         parser.add_lightning_class_args(RobustEvaluation, "evaluation")
         parser.add_class_arguments(Run, "run")
-        net = "model.init_args.net.init_args"
         parser.link_arguments("data.num_classes", "model.init_args.num_classes", apply_on="instantiate")
-        parser.link_arguments("data.num_classes", f"{net}.num_classes", apply_on="instantiate")
-        parser.link_arguments("data.in_channels", f"{net}.in_channels", apply_on="instantiate")
+        parser.link_arguments("data.num_classes", f"{NET}.num_classes", apply_on="instantiate")
+        parser.link_arguments("data.in_channels", f"{NET}.in_channels", apply_on="instantiate")
         parser.link_arguments("seed_everything", "data.init_args.seed", compute_fn=int)
         parser.link_arguments("seed_everything", "model.init_args.attack.init_args.seed", compute_fn=int)
+
+    def _add_instantiators(self) -> None:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # deprecated in jsonargparse 4.49, and what Lightning itself still calls
+            self.parser.add_instantiator(Instantiator(cli=self, key="model"), Method, subclasses=True)
+            self.parser.add_instantiator(Instantiator(cli=self, key="data"), ImageDataModule, subclasses=True)
 
     def _parse_ckpt_path(self) -> None:
         """Lightning would import whatever class the checkpoint names; `cli.main` has done it with care."""
@@ -143,6 +177,10 @@ class RobustCLI(LightningCLI):
             extra.append(ImageGrid())
         if self.subcommand == "fit":
             extra += self._checkpoints(run, config, settings)
+        else:
+            kwargs["enable_checkpointing"] = False
+        if settings.get("enable_progress_bar") is not False:
+            extra.append(ProgressBar())
         if settings.get("logger") in (None, True):
             kwargs["logger"] = self._loggers(run, stored)
             if self.subcommand == "fit":
@@ -224,6 +262,7 @@ class RobustCLI(LightningCLI):
             group=settings["group"],
             tags=settings["tags"] or None,
         )
+        wandb._wandb_init.pop("anonymous", None)  # wandb warns of it although it is None
         loggers: list[Logger] = [CSVLogger(run.path, "metrics"), wandb]
         for logger in loggers:
             logger.log_hyperparams({"command": self.subcommand, "config": config, "versions": versions()})

@@ -59,7 +59,8 @@ class RunFolder:
         Raises:
             OSError: if nothing can be written there.
         """
-        if inherited := os.environ.get(_FOLDER_VARIABLE):
+        inherited = os.environ.get(_FOLDER_VARIABLE)
+        if inherited and "LOCAL_RANK" in os.environ:
             return cls(Path(inherited))
         root = Path(output_dir)
         job = os.environ.get("SLURM_JOB_ID") or os.environ.get("TORCHELASTIC_RUN_ID", "none")
@@ -83,7 +84,7 @@ class RunFolder:
     def fresh(self, name: str) -> Path:
         """A new folder in this run: ``name``, ``name-2``, ..."""
         variable = f"{_FOLDER_VARIABLE}_{name.upper()}"
-        if variable not in os.environ:
+        if variable not in os.environ or "LOCAL_RANK" not in os.environ:
             os.environ[variable] = str(_fresh(self.path, name))
         return Path(os.environ[variable])
 

@@ -61,3 +61,15 @@ def prepared(model: nn.Module, bn_mode: BNMode) -> Iterator[None]:
             module.track_running_stats = True
         for module, training in modes:
             module.training = training
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Eval mode; afterwards every submodule is in the mode that it was in."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training

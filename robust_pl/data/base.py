@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
 from lightning.pytorch import LightningDataModule
@@ -63,6 +64,8 @@ class ImageDataModule(LightningDataModule):
         self.eval_batch_size = batch_size if eval_batch_size is None else eval_batch_size
         self.num_workers, self.val_size, self.seed = num_workers, val_size, seed
         self.augment, self.drop_last = augment, drop_last
+        self._train_loader: TrainLoader | None = None
+        self._resumed: dict[str, Any] | None = None
         for name, least in (("batch_size", 1), ("eval_batch_size", 1), ("num_workers", 0), ("seed", 0)):
             if getattr(self, name) < least:
                 raise ValueError(f"{name} must be at least {least}, not {getattr(self, name)}")
@@ -118,7 +121,21 @@ class ImageDataModule(LightningDataModule):
             fixed=trainer is not None and trainer.overfit_batches > 0,
         )
         progress = None if trainer is None else lambda: (trainer.current_epoch, trainer.fit_loop.batch_idx + 1)
-        return TrainLoader(self.train_set, order, self.augment, self.num_workers, progress)
+        loader = TrainLoader(self.train_set, order, self.augment, self.num_workers, progress)
+        if self._resumed is not None:
+            loader.load_state_dict(self._resumed)
+            self._resumed = None
+        self._train_loader = loader
+        return loader
+
+    def state_dict(self) -> dict[str, Any]:
+        """Position in the epoch. Lightning restores a loader's own state only if it has not been asked for before, and
+        a schedule that needs the length of the run asks for it.
+        """
+        return {} if self._train_loader is None else {"train": self._train_loader.state_dict()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._resumed = state_dict.get("train")
 
     def val_dataloader(self) -> EvalLoader | list[EvalLoader]:
         """The validation batches; an empty list, which Lightning understands, if ``val_size`` is 0."""

@@ -181,6 +181,10 @@ class Method(LightningModule, ABC):
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        try:
+            load_weights(self, checkpoint["state_dict"])
+        except ValueError as error:
+            raise ValueError(f"the checkpoint was saved from another network than the config's: {error}") from error
         saved = checkpoint.get("robust_pl_training", {})
         self._rng = saved.get("rng")
         if self.attack is not None:

@@ -95,11 +95,12 @@ def as_metrics(rows: Sequence[Row]) -> dict[str, float]:
 
 def as_table(rows: Sequence[Row], title: str) -> Table:
     """The report as people read it."""
-    table = Table(title=f"{title} ({rows[0].samples} samples)", title_justify="left")
+    title = f"{title}: {rows[0].samples} samples; forward and backward passes per sample"
+    table = Table(title=title, title_justify="left")
     table.add_column("attack")
-    for heading in ("accuracy", "worst class", "forward passes", "backward passes", "seconds"):
+    for heading in ("accuracy", "worst class", "forward", "backward", "seconds"):
         table.add_column(heading, justify="right")
-    labels = {CLEAN: "none (clean)", WORST: "worst case of all"}
+    labels = {CLEAN: "none (clean)", WORST: "worst of all"}
     for row in rows:
         spent = [f"{n:.2f}" if n is not None else "" for n in (row.forwards, row.backwards, row.seconds)]
         table.add_row(labels.get(row.name, row.name), f"{row.accuracy:.2%}", f"{row.worst_class:.2%}", *spent)

@@ -1,0 +1,65 @@
+"""Shared fixtures: the command line as a user runs it, in this process."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+CONFIGS = Path(__file__).resolve().parent.parent / "configs"
+TINY = """
+model:
+  class_path: PGDAT
+  init_args:
+    net:
+      class_path: SmallCNN
+      init_args: {width: 4}
+    attack:
+      class_path: PGD
+      init_args: {eps: 0.1, steps: 2}
+    optimizer:
+      class_path: torch.optim.SGD
+      init_args: {lr: 0.05, momentum: 0.9}
+    schedule:
+      class_path: Cosine
+data:
+  class_path: DigitsDataModule
+  init_args:
+    batch_size: 128
+    augment: true
+attacks:
+  fgsm:
+    class_path: FGSM
+    init_args: {eps: 0.1}
+  pgd:
+    class_path: PGD
+    init_args: {eps: 0.1, steps: 3}
+trainer:
+  max_epochs: 2
+  logger: false
+  enable_progress_bar: false
+  enable_model_summary: false
+"""
+
+
+@pytest.fixture
+def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A config of an experiment of seconds, in an empty working directory."""
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "tiny.yaml"
+    path.write_text(TINY)
+    return path
+
+
+@pytest.fixture
+def robust_pl(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Call the command line: ``robust_pl("fit", "-c", "x.yaml")``; it raises SystemExit where a shell would see 2."""
+    from robust_pl.cli import main
+
+    monkeypatch.setattr(sys, "argv", ["robust-pl"])
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    for variable in ("LOCAL_RANK", "ROBUST_PL_RUN_FOLDER"):
+        monkeypatch.delenv(variable, raising=False)
+    return lambda *arguments: main([str(argument) for argument in arguments])
