@@ -1,0 +1,1 @@
+"""Measurements of the library's own cost, run from a checkout: ``python -m benchmarks.<name>``."""

@@ -1,0 +1,196 @@
+"""What the library costs on top of a hand-written loop: ``python -m benchmarks.overhead``.
+
+Measures a PGD attack and a PGD adversarial training step of ours against ``benchmarks/lean.py``, in one process and
+interleaved, on random images (only the cost is of interest). The training step is the user's: ``PGDAT`` under a
+Lightning ``Trainer``, and all that the Trainer does between two batches counts as ours. Progress bar, logger and
+checkpoints are off, and what happens once a run (the check of the first batch) falls into the warm-up. Both sides start
+from the same weights and take the same batches.
+
+Requirement: with the defaults both median ratios are at most 1.03.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import logging
+import time
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Trainer
+from rich.console import Console
+from robust_pl.callbacks import PGD
+from torch import Tensor, nn
+from torch.optim import SGD
+
+from robust_pl import nets
+from robust_pl.methods import PGDAT
+
+from . import lean
+from .timing import Pairs, compare, machine, print_table
+
+EPS, STEP_SIZE = 8 / 255, 2 / 255
+LIMIT = 1.03
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What both sides share: a network, its batches of (x, y), and the number of attack steps."""
+
+    net: nn.Module
+    batches: list[tuple[Tensor, Tensor]]
+    steps: int
+
+
+def measure_attack(setting: Setting, pairs: int) -> Pairs:
+    """PGD on a network in eval mode with frozen parameters; the same batch each time."""
+    net = copy.deepcopy(setting.net).eval().requires_grad_(False)
+    x, y = setting.batches[0]
+    attack = PGD(EPS, STEP_SIZE, setting.steps)
+    return compare(
+        f"PGD-{setting.steps} attack",
+        pairs,
+        ours=lambda: attack(net, x, y),
+        lean=lambda: lean.pgd(net, x, y, EPS, STEP_SIZE, setting.steps),
+    )
+
+
+def measure_training(setting: Setting, pairs: int) -> Pairs:
+    """PGD adversarial training; batch i is for both sides of pair i."""
+    measured = Pairs(f"PGD-{setting.steps} training step", pairs)
+    net = copy.deepcopy(setting.net)
+    optimizer = _sgd(net.parameters())
+
+    def batches() -> Iterator[tuple[Tensor, Tensor]]:
+        """Hand the Trainer a batch where it is our turn, and train by hand in between.
+
+        From here to the Trainer's next request, all time is ours.
+        """
+        for pair, side in measured.order():
+            batch = setting.batches[pair % len(setting.batches)]
+            began = time.process_time()
+            if side == "ours":
+                yield batch
+            else:
+                lean.training_step(net, optimizer, *batch, EPS, STEP_SIZE, setting.steps)
+            measured.add(pair, side, time.process_time() - began)
+
+    _fit(setting, _Loader(batches(), length=pairs + 1))
+    return measured
+
+
+def agreement(setting: Setting) -> dict[str, float]:
+    """Largest difference between the two sides where they start from the same point: both must do the same work."""
+    x, y = setting.batches[0]
+    net = copy.deepcopy(setting.net).eval().requires_grad_(False)
+    ours = PGD(EPS, STEP_SIZE, setting.steps, random_start=False)(net, x, y)
+    by_hand = lean.pgd(net, x, y, EPS, STEP_SIZE, setting.steps, random_start=False)
+
+    net = copy.deepcopy(setting.net)
+    loss = lean.training_step(net, _sgd(net.parameters()), x, y, EPS, STEP_SIZE, setting.steps, random_start=False)
+    method, trainer = _fit(setting, _Loader(iter([(x, y)]), length=1), random_start=False)
+    after, expected = method.net.state_dict(), net.state_dict()
+    return {
+        "x_adv": _distance(ours, by_hand),
+        "loss": _distance(trainer.callback_metrics["train/loss"], loss),
+        "weights": max(_distance(after[name], expected[name]) for name in expected),
+    }
+
+
+class _Loader:
+    """One pass over an iterator whose length the Trainer is told, so that it does not fetch ahead.
+
+    It is told one more than there is: the Trainer then asks again after the last batch, and
+    so ends the last measurement.
+    """
+
+    def __init__(self, batches: Iterator[tuple[Tensor, Tensor]], length: int) -> None:
+        self._batches, self._length = batches, length
+
+    def __len__(self) -> int:
+        return self._length + 1
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        return self._batches
+
+
+def _fit(setting: Setting, loader: _Loader, random_start: bool = True) -> tuple[PGDAT, Trainer]:
+    attack = PGD(EPS, STEP_SIZE, setting.steps, random_start=random_start)
+    method = PGDAT(copy.deepcopy(setting.net), attack, optimizer=_sgd)
+    trainer = Trainer(
+        accelerator="cpu",
+        devices=1,
+        max_epochs=1,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    trainer.fit(method, loader)
+    return method, trainer
+
+
+def _sgd(params: Any) -> SGD:
+    return SGD(params, lr=0.1, momentum=0.9, weight_decay=5e-4)
+
+
+def _distance(a: Tensor, b: Tensor) -> float:
+    return (a.double() - b.double()).abs().max().item()
+
+
+def _arguments(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.overhead", description="Cost beside a hand-written loop."
+    )
+    parser.add_argument("--pairs", type=int, default=5, help="measured pairs, after one for warming up")
+    parser.add_argument("--batch-size", type=int, default=64)
+    parser.add_argument("--steps", type=int, default=10, help="attack steps")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--net", default="ResNet18", choices=("ResNet18", "PreActResNet18", "SmallCNN"))
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there, too")
+    args = parser.parse_args(argv)
+    for name in ("pairs", "batch_size", "steps", "threads"):
+        if getattr(args, name) < 1:
+            parser.error(f"--{name.replace('_', '-')} must be at least 1")
+    return args
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Measure, print the table, and write the JSON if asked."""
+    args = _arguments(argv)
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", module="lightning.*")
+    torch.set_num_threads(args.threads)
+    torch.manual_seed(0)
+    net = getattr(nets, args.net)(in_channels=3)
+    shape = (args.batch_size, 3, 32, 32)
+    batches = [(torch.randint(256, shape) / 255, torch.randint(10, shape[:1])) for _ in range(args.pairs + 1)]
+    setting = Setting(net, batches, args.steps)
+
+    console = Console()
+    difference = agreement(setting)
+    shown = ", ".join(f"{name} {value:.1e}" for name, value in difference.items())
+    console.print(f"Largest difference without a random start, ours to lean: {shown}", highlight=False, soft_wrap=True)
+    measured = {"attack": measure_attack(setting, args.pairs), "training_step": measure_training(setting, args.pairs)}
+    print_table(
+        list(measured.values()),
+        f"{args.net}, batch {args.batch_size}, fp32, random images: medians of {args.pairs} pairs",
+    )
+    for pairs in measured.values():
+        ratio = pairs.summary()["ratio_median"]
+        console.print(f"{pairs.what}: {ratio:.3f} (with the defaults at most {LIMIT})", highlight=False)
+    if args.json is not None:
+        figures = {name: pairs.summary() for name, pairs in measured.items()}
+        settings = {key: value for key, value in vars(args).items() if key != "json"}
+        report = {"settings": settings, "machine": machine(), "difference": difference, **figures}
+        args.json.write_text(json.dumps(report, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
