@@ -184,11 +184,10 @@ class RobustEvaluation(Callback):
         if stage != "predict":
             shown = {f"acc_{CLEAN}", f"acc_{WORST}"} if stage == "validate" else set()
             figures = {"loss": self._board.loss.compute().item(), **as_metrics(self.rows)}
-            with warnings.catch_warnings():
-                # The figures are already those of all processes.
-                warnings.filterwarnings("ignore", message=".*sync_dist=True.*")
-                for key, value in figures.items():
-                    pl_module.log(f"{prefix}/{key}", value, prog_bar=key in shown, rank_zero_only=False)
+            # The figures are already those of all processes, so nothing is left to synchronise.
+            warnings.filterwarnings("ignore", message=f"It is recommended to use `self.log.'{prefix}/.*sync_dist=True")
+            for key, value in figures.items():
+                pl_module.log(f"{prefix}/{key}", value, prog_bar=key in shown)
         if self._files is not None:
             self._files.close()
             trainer.strategy.barrier()

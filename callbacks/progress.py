@@ -7,7 +7,7 @@ from typing import Any
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import RichProgressBar
 
-_SHORT = {"train/loss_step": "loss", "val/acc_clean": "clean", "val/acc_worst": "robust"}
+_SHORT = {"train/loss": "loss", "val/acc_clean": "clean", "val/acc_worst": "robust"}
 
 
 class ProgressBar(RichProgressBar):
@@ -17,5 +17,5 @@ class ProgressBar(RichProgressBar):
         found = super().get_metrics(trainer, pl_module)
         own = {_SHORT[key]: value for key, value in found.items() if key in _SHORT}
         # Whatever a method logs for the bar beside the base's own figures is shown as it is.
-        other = {k: v for k, v in found.items() if k not in (*_SHORT, "v_num", "train/loss", "train/loss_epoch")}
+        other = {k: v for k, v in found.items() if k not in (*_SHORT, "v_num")}
         return {**own, **other}

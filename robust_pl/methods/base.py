@@ -116,7 +116,7 @@ class Method(LightningModule, ABC):
         if type(self).after_step is not Method.after_step:
             self._window.append(example)
         loss = self.loss(example)
-        self.log("train/loss", loss, prog_bar=True, on_step=True, on_epoch=True, batch_size=len(example.x))
+        self.log("train/loss", loss, prog_bar=True, on_step=True, batch_size=len(example.x))
         return loss
 
     def optimizer_step(
