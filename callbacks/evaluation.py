@@ -49,7 +49,12 @@ class Outcome:
     def columns(self) -> dict[str, Tensor]:
         """The batch as columns of a table."""
         confidence = self.logits.float().softmax(1).amax(1)
-        columns = {"index": self.index, "label": self.y, "prediction": self.predictions[CLEAN], "confidence": confidence}
+        columns = {
+            "index": self.index,
+            "label": self.y,
+            "prediction": self.predictions[CLEAN],
+            "confidence": confidence,
+        }
         for name, norms in self.norms.items():
             columns[f"prediction_{name}"] = self.predictions[name]
             columns[f"norm_{name}"] = norms
@@ -157,7 +162,9 @@ class RobustEvaluation(Callback):
         classes = self.num_classes or getattr(pl_module, "num_classes", None)
         classes = classes or getattr(trainer.datamodule, "num_classes", None)
         if classes is None:
-            raise ValueError("num_classes is unknown: pass RobustEvaluation(num_classes=...) to the trainer's callbacks")
+            raise ValueError(
+                "num_classes is unknown: pass RobustEvaluation(num_classes=...) to the trainer's callbacks"
+            )
         self._seen = 0
         self._board = Scoreboard(names, classes).to(pl_module.device)
         if self.output_dir and stage != "validate" and not trainer.sanity_checking:

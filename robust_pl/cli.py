@@ -39,7 +39,7 @@ def main(args: Sequence[str] | None = None) -> None:
     except (ValueError, TypeError, OSError, ImportError, MisconfigurationException) as error:
         if os.environ.get("ROBUST_PL_TRACEBACK"):
             traceback.print_exc()
-        sys.exit(_complain(one_line(_sentence(error))))
+        sys.exit(_complain(one_line(_sentence(error), arguments)))
 
 
 def _run(arguments: list[str]) -> None:

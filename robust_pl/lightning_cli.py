@@ -61,7 +61,7 @@ class Parser(LightningArgumentParser):
     def error(self, message: str, ex: Exception | None = None) -> None:  # type: ignore[override]
         if os.environ.get("ROBUST_PL_TRACEBACK"):
             super().error(message, ex)
-        print(f"robust-pl: error: {one_line(message)}", file=sys.stderr)
+        print(f"robust-pl: error: {one_line(message, sys.argv)}", file=sys.stderr)
         sys.exit(2)
 
 
@@ -165,7 +165,9 @@ class RobustCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         config = self.config[self.subcommand]
         self._dump_config()
-        stored = {k: v for k, v in self.config_dump.items() if k not in ("ckpt_path", "weights_only", "return_predictions")}
+        stored = {
+            k: v for k, v in self.config_dump.items() if k not in ("ckpt_path", "weights_only", "return_predictions")
+        }
         run = self._run_folder(config)
         settings = self._get(self.config_init, "trainer", default={})
         attacks = self._named_attacks()

@@ -313,7 +313,9 @@ def check_eps(eps: Number | Tensor, norm: Norm) -> Ratio | Tensor:
         meant = f": did you mean {eps:g}/255?" if eps <= 255 else ""
         raise ValueError(f"eps={eps} is above 1, and pixels lie in [0, 1]{meant}")
     if norm == "l2" and eps >= 8 and float(eps).is_integer():
-        warnings.warn(f"eps={eps} is a very large l2 radius for pixels in [0, 1]: did you mean {eps:g}/255?", stacklevel=3)
+        warnings.warn(
+            f"eps={eps} is a very large l2 radius for pixels in [0, 1]: did you mean {eps:g}/255?", stacklevel=3
+        )
     return eps
 
 

@@ -77,9 +77,7 @@ def _project_l1_box(delta: Tensor, x: Tensor, eps: float | Tensor) -> Tensor:
     slope_changes = torch.cat([-torch.ones_like(full), torch.ones_like(full)], 1).gather(1, order)
     slopes = slope_changes.cumsum(1)
     gaps = torch.diff(levels, dim=1, append=levels[:, -1:])
-    totals = clipped.sum(1, keepdim=True) + torch.cat(
-        [torch.zeros_like(budget), (slopes * gaps).cumsum(1)[:, :-1]], 1
-    )
+    totals = clipped.sum(1, keepdim=True) + torch.cat([torch.zeros_like(budget), (slopes * gaps).cumsum(1)[:, :-1]], 1)
     segment = ((totals > budget).sum(1, keepdim=True) - 1).clamp_min(0)
     slope = slopes.gather(1, segment).clamp(max=-1.0)
     level = levels.gather(1, segment) + (budget - totals.gather(1, segment)) / slope

@@ -202,6 +202,11 @@ class Method(LightningModule, ABC):
                 f"the data gives pixels from {x.min():.4g} to {x.max():.4g}: scale them to [0, 1], and put the "
                 "normalisation into the network (robust_pl.nets.Normalize)"
             )
+        if not y.is_floating_point() and not (0 <= y.min() and y.max() < self.num_classes):
+            raise ValueError(
+                f"labels run from {y.min()} to {y.max()} and there are {self.num_classes} classes: labels must lie in "
+                "[0, num_classes)"
+            )
         with torch.no_grad(), prepared(self, "eval"):
             logits = self(x[:2])
         if logits.dim() == 2 and logits.shape[1] != self.num_classes:
@@ -210,11 +215,6 @@ class Method(LightningModule, ABC):
                 "network's num_classes"
             )
         check_logits(logits, y[:2])
-        if not y.is_floating_point() and not (0 <= y.min() and y.max() < self.num_classes):
-            raise ValueError(
-                f"labels run from {y.min()} to {y.max()} and there are {self.num_classes} classes: labels must lie in "
-                "[0, num_classes)"
-            )
         self._checked = True
 
 

@@ -1,0 +1,188 @@
+"""The command line, as a user runs it."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+import robust_pl as package
+from robust_pl.callbacks import FGSM, PGD
+from robust_pl.data import DigitsDataModule
+
+from .conftest import CONFIGS
+
+CLI = Callable[..., None]
+BEST = "runs/tiny/checkpoints/best.ckpt"
+
+
+def table(folder: str) -> list[dict[str, str]]:
+    with Path(folder, "predictions.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def metrics(run: str, version: int) -> dict[str, float]:
+    with Path(run, "metrics", f"version_{version}", "metrics.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    return {key: float(value) for row in rows for key, value in row.items() if value}
+
+
+@pytest.fixture
+def logged(tiny: Path) -> Path:
+    """The tiny experiment with a CSV logger."""
+    config = yaml.safe_load(tiny.read_text())
+    config["trainer"]["logger"] = {
+        "class_path": "lightning.pytorch.loggers.CSVLogger",
+        "init_args": {"save_dir": "runs/tiny", "name": "metrics"},
+    }
+    tiny.write_text(yaml.safe_dump(config))
+    return tiny
+
+
+def test_fit_test_and_predict(robust_pl: CLI, logged: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    robust_pl("fit", "-c", logged)
+    assert f"robust-pl test --ckpt_path {BEST}" in capsys.readouterr().out
+    validated = metrics("runs/tiny", 0)
+    assert {
+        "train/loss",
+        "val/loss",
+        "val/acc_clean",
+        "val/acc_fgsm",
+        "val/acc_pgd",
+        "val/acc_worst",
+    } <= validated.keys()
+
+    robust_pl("test", "--ckpt_path", BEST)
+    said = capsys.readouterr().out
+    assert "worst of all" in said and "360 samples" in said
+    tested = metrics("runs/tiny", 1)
+    assert (tested["test/forwards_pgd"], tested["test/backwards_pgd"]) == (3, 3)
+    assert tested["test/seconds_pgd"] > 0
+
+    rows = table("runs/tiny/test")
+    assert [int(row["index"]) for row in rows] == list(range(360))
+    right = {name: [row[f"prediction{name}"] == row["label"] for row in rows] for name in ("", "_fgsm", "_pgd")}
+    assert tested["test/acc_clean"] == pytest.approx(np.mean(right[""]), abs=1e-6)
+    assert tested["test/acc_pgd"] == pytest.approx(np.mean(right["_pgd"]), abs=1e-6)
+    assert tested["test/acc_worst"] == pytest.approx(np.mean(np.all(list(right.values()), axis=0)), abs=1e-6)
+    assert all(float(row["norm_pgd"]) <= 0.1 + 1e-6 for row in rows)
+
+    # The same figures without a Trainer.
+    report = package.evaluate(
+        package.load_model("runs/tiny"),
+        DigitsDataModule(),
+        {"fgsm": FGSM(eps=0.1), "pgd": PGD(eps=0.1, steps=3)},
+        batch_size=50,
+    )
+    for name in ("acc_clean", "acc_fgsm", "acc_pgd", "acc_worst", "worst_class_worst"):
+        assert tested[f"test/{name}"] == pytest.approx(report.metrics[name], abs=1e-6), name
+
+    robust_pl("predict", "--ckpt_path", BEST, "--evaluation.save_adversarial", "true")
+    assert table("runs/tiny/predict") == rows
+    x = DigitsDataModule().test_set.read(torch.arange(360), None)[0]
+    shards = sorted(Path("runs/tiny/predict/adversarial/pgd").glob("*.npz"))
+    found = [np.load(shard) for shard in shards]
+    assert np.concatenate([f["index"] for f in found]).tolist() == list(range(360))
+    x_adv = np.concatenate([f["x_adv"] for f in found])
+    assert x_adv.dtype == np.float32 and np.abs(x_adv - x.numpy()).max() <= 0.1 + 1e-6
+
+
+def test_one_run_one_folder(robust_pl: CLI, tiny: Path) -> None:
+    robust_pl("fit", "-c", tiny, "--trainer.max_epochs", 1)
+    robust_pl("fit", "-c", tiny, "--trainer.max_epochs", 1)
+    first, second = Path("runs/tiny"), Path("runs/tiny-2")
+    for run in (first, second):
+        assert (run / "checkpoints/best.ckpt").is_file() and (run / "checkpoints/last.ckpt").is_file()
+        assert (run / "images/val_epoch000_pgd.png").is_file()
+        assert json.loads((run / "run.json").read_text())["versions"]["torch"] == torch.__version__
+    assert sorted(p.name for p in Path().iterdir() if p.name != "runs") == ["tiny.yaml"]
+    robust_pl("fit", "--ckpt_path", "runs/tiny/checkpoints/last.ckpt", "--trainer.max_epochs", 2)
+    assert torch.load("runs/tiny/checkpoints/last.ckpt", weights_only=True)["epoch"] == 1
+    assert not Path("runs/tiny-3").exists()
+
+
+def test_overrides_and_fractions(robust_pl: CLI, tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        robust_pl(
+            *(
+                "fit",
+                "-c",
+                tiny,
+                "--attacks.pgd.init_args.eps=4/255",
+                "--model.init_args.attack.init_args.eps",
+                "8/255",
+            ),
+            *("--model.init_args.optimizer.init_args.lr", 0.3, "--print_config"),
+        )
+    assert stop.value.code == 0
+    config = yaml.safe_load(capsys.readouterr().out)
+    assert config["attacks"]["pgd"]["init_args"]["eps"] == "4/255"
+    assert config["attacks"]["pgd"]["init_args"]["steps"] == 3
+    assert config["model"]["init_args"]["attack"]["init_args"]["eps"] == "8/255"
+    assert config["model"]["init_args"]["optimizer"]["init_args"]["lr"] == 0.3
+
+
+def test_a_second_config_replaces_the_attacks(robust_pl: CLI, tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("strong.yaml").write_text("attacks: {pgd50: {class_path: PGD, init_args: {eps: 0.2, steps: 50}}}\n")
+    with pytest.raises(SystemExit):
+        robust_pl("fit", "-c", tiny, "-c", "strong.yaml", "--print_config")
+    assert list(yaml.safe_load(capsys.readouterr().out)["attacks"]) == ["pgd50"]
+
+
+def test_cheaper_attacks_for_validation(robust_pl: CLI, logged: Path) -> None:
+    cheap = ("--val_attacks.cheap", "FGSM", "--val_attacks.cheap.init_args.eps", 0.1)
+    robust_pl("fit", "-c", logged, "--trainer.max_epochs", 1, *cheap)
+    names = {key for key in metrics("runs/tiny", 0) if key.startswith("val/acc")}
+    assert names == {"val/acc_clean", "val/acc_cheap", "val/acc_worst"}
+
+
+def test_a_test_without_attacks_says_so(robust_pl: CLI, tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    robust_pl("test", "-c", tiny, "--attacks", "{}")
+    said = capsys.readouterr().out
+    assert "only clean accuracy was measured" in said and "worst of all" not in said
+
+
+def test_a_new_method_in_a_users_file(robust_pl: CLI, tiny: Path) -> None:
+    Path("mymethods.py").write_text(
+        '"""My method."""\n'
+        "import torch.nn.functional as F\n"
+        "from robust_pl.methods import Method\n"
+        "class Mine(Method):\n"
+        '    """Mean of clean and adversarial cross-entropy."""\n'
+        "    def loss(self, example):\n"
+        "        clean = F.cross_entropy(self(example.x), example.y)\n"
+        "        return (clean + F.cross_entropy(self(example.x_adv), example.y)) / 2\n"
+    )
+    assert len(Path("mymethods.py").read_text().splitlines()) <= 25
+    robust_pl("fit", "-c", tiny, "--model", "mymethods.Mine", "--trainer.max_epochs", 1)
+    assert torch.load(BEST, weights_only=True)["hyper_parameters"]["_class_path"] == "mymethods.Mine"
+    # The checkpoint alone may not choose code; the user may.
+    with pytest.raises(SystemExit):
+        robust_pl("test", "--ckpt_path", BEST)
+    robust_pl("test", "--ckpt_path", BEST, "--model", "mymethods.Mine")
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.rglob("*.yaml")), ids=lambda p: str(p.relative_to(CONFIGS)))
+def test_every_shipped_config_round_trips(
+    robust_pl: CLI, path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stop:
+        robust_pl("fit", "-c", path, "--print_config")
+    assert stop.value.code == 0
+    printed = capsys.readouterr().out
+    (tmp_path / "printed.yaml").write_text(printed)
+    with pytest.raises(SystemExit):
+        robust_pl("fit", "-c", tmp_path / "printed.yaml", "--print_config")
+    assert capsys.readouterr().out == printed
+    assert path.read_text().startswith("#"), "the header says what to expect"
+
+
+def test_version(robust_pl: CLI, capsys: pytest.CaptureFixture[str]) -> None:
+    robust_pl("--version")
+    assert capsys.readouterr().out == f"robust-pl {package.__version__}\n"
