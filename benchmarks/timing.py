@@ -87,7 +87,7 @@ def print_table(measured: Sequence[Pairs], title: str) -> None:
         )
     console = Console()
     console.print(table)
-    console.print(", ".join(f"{key} {value}" for key, value in machine().items()), highlight=False)
+    console.print(", ".join(f"{key} {value}" for key, value in machine().items()), highlight=False, soft_wrap=True)
 
 
 def machine() -> dict[str, Any]:
