@@ -7,7 +7,7 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
-from robust_pl.callbacks import FGSM, PGD
+from robust_pl.callbacks import FGSM, PGD, Attack
 from robust_pl.callbacks.attacks.draws import CHUNK, SampleDraws, StreamDraws, seed_from
 from robust_pl.callbacks.attacks.problem import Objective
 from torch import nn
@@ -626,6 +626,42 @@ def test_restarts_with_eps_and_objectives_of_each_sample(bumps):
     for objective in (None, Objective(losses.kl_divergence, (reference,))):
         x_adv = PGD(0.15, 0.01, steps=4, restarts=3).run(model, x, y, eps=eps, objective=objective).x_adv
         assert_inside(x_adv, x, eps, "linf")
+
+
+class Scripted(Attack):
+    """Returns one prepared image a try, and notes where a random start would have been."""
+
+    def __init__(self, script, restarts):
+        super().__init__(1.0, objective="ce", restarts=restarts)
+        self.script, self.starts = list(script), []
+
+    def perturb(self, problem, x, y):
+        self.starts.append(problem.random_start(True))
+        return torch.tensor(self.script[len(self.starts) - 1]).expand_as(x)
+
+
+@pytest.mark.parametrize("restarts", [1, 2, 3])
+def test_what_fools_beats_what_has_the_larger_objective(restarts):
+    """By hand, three pixels as logits and label 0: the second try fools with a lower cross-entropy than the others."""
+    surest, fools, unsure = [1.0, 0.9, 0.9], [0.8, 0.85, 0.0], [1.0, 0.95, 0.95]
+    model, x, y = linear(torch.eye(3) * 4), torch.full((1, 1, 1, 3), 0.5), torch.zeros(1, dtype=torch.int64)
+    entropies = [losses.cross_entropy(4 * torch.tensor([z]), y).item() for z in (fools, surest, unsure)]
+    assert entropies == sorted(entropies)
+    x_adv = Scripted([surest, fools, unsure], restarts)(model, x, y)
+    assert x_adv.flatten().tolist() == pytest.approx(surest if restarts == 1 else fools)
+    # Where nothing fools, the larger objective stays.
+    for script in ([surest, unsure, surest], [unsure, surest, surest]):
+        x_adv = Scripted(script, 3)(model, x, y)
+        assert x_adv.flatten().tolist() == pytest.approx(unsure)
+
+
+@pytest.mark.parametrize("index", [None, torch.arange(4)], ids=["stream", "index"])
+def test_each_restart_begins_elsewhere(index):
+    model = linear(torch.ones(2, 3), torch.tensor([100.0, 0.0]))
+    attack = Scripted([[0.5]] * 4, restarts=4)
+    attack.run(model, torch.full((4, 1, 1, 3), 0.5), torch.zeros(4, dtype=torch.int64), index=index)
+    starts = torch.cat(attack.starts).flatten(1)
+    assert len(torch.unique(starts, dim=0)) == len(starts) == 16
 
 
 def test_restarts_of_a_targeted_attack_stop_where_the_target_is_reached(bumps):
