@@ -8,9 +8,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 
-def pgd(
-    model: nn.Module, x: Tensor, y: Tensor, eps: float, step_size: float, steps: int, random_start: bool = True
-) -> Tensor:
+def pgd(model: nn.Module, x: Tensor, y: Tensor, eps: float, step_size: float, steps: int, random_start: bool = True) -> Tensor:
     """Linf PGD by input gradients only; the model is in eval mode and its parameters are frozen already."""
     low, high = (x - eps).clamp(min=0.0), (x + eps).clamp(max=1.0)
     x_adv = x

@@ -25,11 +25,11 @@ from typing import Any
 import torch
 from lightning.pytorch import Trainer
 from rich.console import Console
-from robust_pl.callbacks import PGD
 from torch import Tensor, nn
 from torch.optim import SGD
 
 from robust_pl import nets
+from robust_pl.callbacks import PGD
 from robust_pl.methods import PGDAT
 
 from . import lean
@@ -145,9 +145,7 @@ def _distance(a: Tensor, b: Tensor) -> float:
 
 
 def _arguments(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="python -m benchmarks.overhead", description="Cost beside a hand-written loop."
-    )
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.overhead", description="Cost beside a hand-written loop.")
     parser.add_argument("--pairs", type=int, default=5, help="measured pairs, after one for warming up")
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--steps", type=int, default=10, help="attack steps")

@@ -82,9 +82,7 @@ def print_table(measured: Sequence[Pairs], title: str) -> None:
     for pairs in measured:
         s = pairs.summary()
         spread = f"{s['ratio_min']:.3f}, {s['ratio_max']:.3f}"
-        table.add_row(
-            pairs.what, f"{s['ours_median_s']:.3f}", f"{s['lean_median_s']:.3f}", f"{s['ratio_median']:.3f}", spread
-        )
+        table.add_row(pairs.what, f"{s['ours_median_s']:.3f}", f"{s['lean_median_s']:.3f}", f"{s['ratio_median']:.3f}", spread)
     console = Console()
     console.print(table)
     console.print(", ".join(f"{key} {value}" for key, value in machine().items()), highlight=False, soft_wrap=True)

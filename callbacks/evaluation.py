@@ -87,10 +87,12 @@ def attack_batch(
         began = time.perf_counter()
         attacked = attack.run(model, x, attack.aim(y, logits.shape[1], index), index=index)
         outcome.seconds[name] = time.perf_counter() - began
+        seen = attacked.x_adv.to(x.dtype)
         with torch.no_grad():
-            outcome.predictions[name] = model(attacked.x_adv.to(x.dtype)).argmax(1)
+            outcome.predictions[name] = model(seen).argmax(1)
         outcome.attacked[name] = attacked
-        outcome.norms[name] = geometry.size(attacked.x_adv - x, attack.norm)
+        # Of what the network saw: in bf16 that is rounded.
+        outcome.norms[name] = geometry.size(seen.to(attacked.x_adv.dtype) - x, attack.norm)
     return outcome
 
 
@@ -133,9 +135,7 @@ class RobustEvaluation(Callback):
         save_adversarial: write the adversarial images, too.
     """
 
-    def __init__(
-        self, num_classes: int | None = None, output_dir: str | None = None, save_adversarial: bool = False
-    ) -> None:
+    def __init__(self, num_classes: int | None = None, output_dir: str | None = None, save_adversarial: bool = False) -> None:
         self.num_classes, self.output_dir, self.save_adversarial = num_classes, output_dir, save_adversarial
         self.rows: list[Row] = []
         self.last: tuple[Tensor, Outcome] | None = None
@@ -162,9 +162,7 @@ class RobustEvaluation(Callback):
         classes = self.num_classes or getattr(pl_module, "num_classes", None)
         classes = classes or getattr(trainer.datamodule, "num_classes", None)
         if classes is None:
-            raise ValueError(
-                "num_classes is unknown: pass RobustEvaluation(num_classes=...) to the trainer's callbacks"
-            )
+            raise ValueError("num_classes is unknown: pass RobustEvaluation(num_classes=...) to the trainer's callbacks")
         self._seen = 0
         self._board = Scoreboard(names, classes).to(pl_module.device)
         if self.output_dir and stage != "validate" and not trainer.sanity_checking:

@@ -8,6 +8,7 @@ import sys
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,8 @@ class Run:
         project: of wandb.
         group: of wandb.
         tags: of wandb.
+        monitor: metric that chooses ``best.ckpt``, the higher the better; None takes ``val/acc_worst``, or ``val/acc_clean``
+            where nothing attacks in validation.
         save_every_n_steps: write ``last.ckpt`` every so many training steps; None writes it at the end of every epoch.
     """
 
@@ -52,6 +55,7 @@ class Run:
     project: str = "robust_pl"
     group: str | None = None
     tags: list[str] = field(default_factory=list)
+    monitor: str | None = None
     save_every_n_steps: int | None = None
 
 
@@ -81,9 +85,7 @@ class Instantiator(_InstantiatorFn):
     Lightning writes every link down, so that a network without ``in_channels`` could not be rebuilt from a checkpoint.
     """
 
-    def __call__(
-        self, class_type: type[Any], *args: Any, applied_instantiation_links: dict[str, Any], **kwargs: Any
-    ) -> Any:
+    def __call__(self, class_type: type[Any], *args: Any, applied_instantiation_links: dict[str, Any], **kwargs: Any) -> Any:
         self.cli._dump_config()
         net = self.cli.config_dump.get(self.key, {}).get("init_args", {}).get("net") or {}
         links = applied_instantiation_links
@@ -165,9 +167,7 @@ class RobustCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         config = self.config[self.subcommand]
         self._dump_config()
-        stored = {
-            k: v for k, v in self.config_dump.items() if k not in ("ckpt_path", "weights_only", "return_predictions")
-        }
+        stored = {k: v for k, v in self.config_dump.items() if k not in ("ckpt_path", "weights_only", "return_predictions")}
         run = self._run_folder(config)
         settings = self._get(self.config_init, "trainer", default={})
         attacks = self._named_attacks()
@@ -188,9 +188,7 @@ class RobustCLI(LightningCLI):
             if self.subcommand == "fit":
                 extra.append(LearningRateMonitor())
         _write_config(run.path, self.subcommand, stored)
-        return self._instantiate_trainer(
-            {**settings, "default_root_dir": str(run.path), **kwargs}, [*extra, evaluation]
-        )
+        return self._instantiate_trainer({**settings, "default_root_dir": str(run.path), **kwargs}, [*extra, evaluation])
 
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
         kwargs = super()._prepare_subcommand_kwargs(subcommand)
@@ -236,7 +234,7 @@ class RobustCLI(LightningCLI):
         best = ModelCheckpoint(
             folder,
             "best",
-            monitor="val/acc_worst" if validated else "val/acc_clean",
+            monitor=config.run.monitor or ("val/acc_worst" if validated else "val/acc_clean"),
             mode="max",
             auto_insert_metric_name=False,
             enable_version_counter=False,
@@ -285,7 +283,7 @@ def _write_config(folder: Path, subcommand: str, config: dict[str, Any]) -> None
 
 def _config_name(arguments: Sequence[str]) -> str | None:
     """Stem of the first YAML that the user names."""
-    for here, following in zip(arguments, arguments[1:], strict=False):
+    for here, following in pairwise(arguments):
         if here in ("-c", "--config"):
             return Path(following).stem
         if here.startswith(("--config=", "-c=")):

@@ -30,9 +30,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     """
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(
-            f"ckpt_path={path} is not a file: name a checkpoint, such as runs/NAME/checkpoints/best.ckpt"
-        )
+        raise FileNotFoundError(f"ckpt_path={path} is not a file: name a checkpoint, such as runs/NAME/checkpoints/best.ckpt")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
@@ -81,9 +79,7 @@ def check_classes(config: Any, path: str | Path, named_by_user: str = "") -> Non
                 f"if you trust it, name it yourself, with -c CONFIG or --model {name}"
             )
         if not isinstance(_resolve(name), type):
-            raise ValueError(
-                f"the checkpoint {path} names {name} for {where}, which is not a class: pass the YAML with -c"
-            )
+            raise ValueError(f"the checkpoint {path} names {name} for {where}, which is not a class: pass the YAML with -c")
 
 
 def _names(config: Any, where: str = "config", key: str = "") -> Iterator[tuple[str, str]]:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs"
 TINY = """
@@ -42,6 +43,12 @@ trainer:
   enable_progress_bar: false
   enable_model_summary: false
 """
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> None:
+    """Networks in the tests are small, and threads that wait for each other would take most of the time."""
+    torch.set_num_threads(1)
 
 
 @pytest.fixture

@@ -7,11 +7,11 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
+from torch import nn
+
 from robust_pl.callbacks import FGSM, PGD, Attack
 from robust_pl.callbacks.attacks.draws import CHUNK, SampleDraws, StreamDraws, seed_from
 from robust_pl.callbacks.attacks.problem import Objective
-from torch import nn
-
 from robust_pl.functional import geometry, losses
 from robust_pl.nets import Normalize
 
@@ -266,13 +266,13 @@ def test_the_stream_advances_between_calls_and_resumes(make, net, batch):
     attack, (x, y) = make(), batch
     y = goal(attack, y)
     first = attack(net, x, y)
-    saved = attack.state_dict()
+    saved = attack.training_state()
     second = attack(net, x, y)
     assert torch.equal(first, second) == (not attack.random_start)
     resumed = make()
-    resumed.load_state_dict(saved)
+    resumed.load_training_state(saved)
     assert torch.equal(resumed(net, x, y), second)
-    assert resumed.state_dict() == attack.state_dict()
+    assert resumed.training_state() == attack.training_state()
 
 
 @every_attack

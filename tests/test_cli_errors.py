@@ -14,9 +14,7 @@ CLI = Callable[..., None]
 
 
 @pytest.fixture
-def complaint(
-    robust_pl: CLI, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> Callable[..., str]:
+def complaint(robust_pl: CLI, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
     # Handlers that earlier runs left behind write to a stream that is closed by now.
     monkeypatch.setattr(logging, "raiseExceptions", False)
 

@@ -166,9 +166,7 @@ def test_training_shards(world, drop_last):
     seen = [i for batches in per_rank for batch in batches for i in batch]
     assert len(seen) == len(set(seen)) == (101 // (8 * world) * 8 * world if drop_last else 101)
     whole = [index.tolist() for index in TrainOrder(positions, 8 * world, 0, drop_last=drop_last).batches(0)]
-    assert [
-        [i for batches in per_rank for i in batches[s]] for s in range(len(whole))
-    ] == whole  # W ranks = one big one
+    assert [[i for batches in per_rank for i in batches[s]] for s in range(len(whole))] == whole  # W ranks = one big one
 
 
 @pytest.mark.parametrize("world", [1, 2, 3, 7])
@@ -176,9 +174,7 @@ def test_evaluation_shards(world):
     loaders = [EvalLoader(Plain(50), torch.arange(50), 8, rank, world) for rank in range(world)]
     chunks = [[index.tolist() for *_, index in loader] for loader in loaders]
     assert [len(loader) for loader in loaders] == [len(batches) for batches in chunks]
-    assert sorted(chunk for batches in chunks for chunk in batches) == [
-        list(range(i, min(i + 8, 50))) for i in range(0, 50, 8)
-    ]
+    assert sorted(chunk for batches in chunks for chunk in batches) == [list(range(i, min(i + 8, 50))) for i in range(0, 50, 8)]
 
 
 def test_evaluation_with_more_ranks_than_chunks():

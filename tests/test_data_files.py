@@ -132,9 +132,7 @@ def test_pickle_of_python_2(tmp_path):
     """The opcodes that Python 2 and its NumPy wrote: str becomes bytes, the array is rebuilt by its old name."""
     array = b"cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\x00\x85U\x01b\x87R(K\x01K\x02K\x03\x86"
     dtype = b"cnumpy\ndtype\nU\x02u1K\x00K\x01\x87R(K\x03U\x01|NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb"
-    (tmp_path / "py2").write_bytes(
-        b"\x80\x02}(U\x04data" + array + dtype + b"\x89U\x06abcdeftbU\x06labels](K\x01K\x02eu."
-    )
+    (tmp_path / "py2").write_bytes(b"\x80\x02}(U\x04data" + array + dtype + b"\x89U\x06abcdeftbU\x06labels](K\x01K\x02eu.")
     read = load_arrays(tmp_path / "py2")
     assert read[b"labels"] == [1, 2] and read[b"data"].dtype == np.uint8
     assert read[b"data"].tolist() == [[97, 98, 99], [100, 101, 102]]
@@ -255,9 +253,7 @@ def folder(tmp_path):
 
 
 def make(folder: Path, **kwargs) -> ImageFolderDataModule:
-    return ImageFolderDataModule(
-        str(folder), **{"batch_size": 4, "num_workers": 0, "image_size": 16, "resize": 20} | kwargs
-    )
+    return ImageFolderDataModule(str(folder), **{"batch_size": 4, "num_workers": 0, "image_size": 16, "resize": 20} | kwargs)
 
 
 def test_image_folder(folder):

@@ -5,9 +5,9 @@ import pickle
 
 import pytest
 import torch
+
 from robust_pl.callbacks.attacks.draws import SampleDraws, StreamDraws
 from robust_pl.callbacks.attacks.problem import Objective, Problem
-
 from robust_pl.functional.geometry import NORMS, project, size, steepest
 from robust_pl.functional.losses import cross_entropy
 from robust_pl.functional.ratio import Ratio
@@ -81,9 +81,7 @@ def test_steepest_l1_keeps_the_largest_percent():
     gradient = noise(images(3, side=10, channels=3), 1.0)  # 300 entries: 3 are kept
     direction = steepest(gradient, "l1").flatten(1)
     assert (direction != 0).sum(1).tolist() == [3, 3, 3]
-    assert torch.equal(
-        direction.abs().topk(3).indices.sort().values, gradient.flatten(1).abs().topk(3).indices.sort().values
-    )
+    assert torch.equal(direction.abs().topk(3).indices.sort().values, gradient.flatten(1).abs().topk(3).indices.sort().values)
 
 
 # Project ------------------------------------------------------------------------------------------------------------

@@ -4,10 +4,10 @@ import math
 
 import pytest
 import torch
-from robust_pl.callbacks import FGSM, PGD
-from robust_pl.callbacks.evaluation import Outcome, attack_batch, check_names, score
 from torch import nn
 
+from robust_pl.callbacks import FGSM, PGD
+from robust_pl.callbacks.evaluation import Outcome, attack_batch, check_names, score
 from robust_pl.metrics import AttackCost, ClassAccuracy, Scoreboard
 from robust_pl.metrics.scoreboard import as_metrics, as_table
 
@@ -152,9 +152,7 @@ def test_scoreboard_without_attacks_has_one_row_and_resets():
 def test_names_that_modules_use_are_allowed_for_attacks():
     names = ["keys", "forward", "training"]
     odd = Scoreboard(names, 2)
-    odd.update(
-        torch.tensor([0]), {n: bools(1) for n in ["clean", *names]}, dict.fromkeys(names, (1, 1, 0.0)), torch.ones(1)
-    )
+    odd.update(torch.tensor([0]), {n: bools(1) for n in ["clean", *names]}, dict.fromkeys(names, (1, 1, 0.0)), torch.ones(1))
     assert [row.name for row in odd.rows()] == ["clean", *names, "worst"]
 
 

@@ -270,8 +270,6 @@ def test_public_checkpoints_have_their_accuracy_on_the_whole_test_set(name, corr
     y = torch.tensor(batch[b"labels"])
     net = pretrained(name)
     with torch.inference_mode():
-        right = [
-            (net(a.float() / 255).argmax(1) == b).sum().item() for a, b in zip(x.split(500), y.split(500), strict=True)
-        ]
+        right = [(net(a.float() / 255).argmax(1) == b).sum().item() for a, b in zip(x.split(500), y.split(500), strict=True)]
     assert len(y) == 10_000
     assert abs(sum(right) - correct) <= 2  # another machine's arithmetic may tip a tie

@@ -5,23 +5,32 @@ from __future__ import annotations
 import warnings
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 
-from ...functional import geometry, losses
+from ...functional import losses
 from ...functional.geometry import NORMS, Norm
-from ...functional.ratio import Ratio
+from .checks import (
+    COMPLAINTS,
+    DEFAULT_EPS,
+    Number,
+    check_eps,
+    check_kl,
+    check_shapes,
+    choose,
+    outside_ball,
+    outside_box,
+    per_sample_eps,
+)
 from .draws import Draws, SampleDraws, StreamDraws, seed_from
 from .prepare import BN_MODES, BNMode, prepared
 from .problem import Objective, Problem, RandomStart
 
 ObjectiveName = Literal["ce", "kl", "margin"]
-Number = Ratio | float
 OBJECTIVES = {"ce": losses.cross_entropy, "kl": losses.kl_divergence, "margin": losses.margin}
-_BOX_TOLERANCE = 1e-6
 
 
 @dataclass(frozen=True)
@@ -71,7 +80,7 @@ class Attack(Callback, ABC):
 
     def __init__(
         self,
-        eps: Number | Tensor = Ratio("8/255"),
+        eps: Number | Tensor = DEFAULT_EPS,
         *,
         norm: Norm = "linf",
         random_start: RandomStart = False,
@@ -81,16 +90,21 @@ class Attack(Callback, ABC):
         bn_mode: BNMode = "eval",
         seed: int = 0,
     ) -> None:
-        _choose("norm", norm, NORMS)
-        _choose("bn_mode", bn_mode, BN_MODES)
+        choose("norm", norm, NORMS)
+        choose("bn_mode", bn_mode, BN_MODES)
         if objective is not None:
-            _choose("objective", objective, tuple(OBJECTIVES))
+            choose("objective", objective, tuple(OBJECTIVES))
         if random_start not in (True, False, "normal"):
             raise ValueError(f"random_start={random_start!r} is unknown: choose True, False or 'normal'")
         if restarts < 1:
             raise ValueError(f"restarts={restarts} must be at least 1")
-        if targeted and objective == "kl":
-            raise ValueError("objective='kl' has no target to reach: choose 'ce' or 'margin', or targeted=False")
+        if objective == "kl":
+            check_kl(random_start, targeted)
+        if restarts > 1 and not random_start:
+            warnings.warn(
+                f"restarts={restarts} with random_start=False tries the same {restarts} times: set random_start=True",
+                stacklevel=3,
+            )
         self.eps = check_eps(eps, norm)
         self.norm: Norm = norm
         self.random_start: RandomStart = random_start
@@ -148,15 +162,17 @@ class Attack(Callback, ABC):
             index: position of each sample in its data set (B,): the random numbers then belong to the samples, and do not
                 depend on how they are batched. Without it every call goes on in the attack's own stream.
             rank: process, so that training starts differ between processes.
-            careful: check now. False puts the checks of values off to :meth:`raise_if_violated`, so that a GPU need not wait.
+            careful: look at values now. False puts that off to :meth:`raise_if_violated`, so that a GPU need not wait, and
+                leaves out labels and softmax, which a method looks at on its first batch.
         """
-        self._check_shapes(x, y)
+        check_shapes(x, y)
         radius = self.eps if eps is None else check_eps(eps, self.norm)
         if isinstance(radius, Tensor):
-            radius = self._check_eps_tensor(radius, x)
+            radius = per_sample_eps(radius, x)
         with prepared(model, self.bn_mode):
             # Inference tensors cannot be saved for backward, and bf16 arithmetic steps out of the ball.
-            clean = x.detach().to(torch.promote_types(x.dtype, torch.float32), copy=True)
+            wide = torch.promote_types(x.dtype, torch.float32)
+            clean = x.detach().to(wide, copy=True)
             problem = Problem(
                 model,
                 clean,
@@ -168,13 +184,21 @@ class Attack(Callback, ABC):
                 dtype=x.dtype,
                 careful=careful,
             )
-            self._verify("input", _outside_box(clean), careful, clean)
+            self._verify("input", outside_box(clean), careful, clean)
             problem.objective = self._objective(problem, objective)
             x_adv = self.perturb(problem, problem.x, problem.y).detach()
             if self.restarts > 1:
                 x_adv = self._restart(problem, x_adv, index, rank)
-            self._verify("result", _outside_box(x_adv), careful, x_adv)
-            self._verify("ball", _outside_ball(x_adv - clean, radius, self.norm), careful, x_adv - clean)
+            if x_adv.shape != x.shape:
+                raise ValueError(
+                    f"{type(self).__name__} returned shape {tuple(x_adv.shape)} for images of shape {tuple(x.shape)}: "
+                    "perturb() returns one image for each"
+                )
+            # Against the caller's x: what perturb() was given it may have changed in place.
+            delta = x_adv - x.detach().to(wide)
+            self._verify("gradient", problem.bad_gradient, careful)
+            self._verify("result", outside_box(x_adv), careful, x_adv)
+            self._verify("ball", outside_ball(delta, radius, self.norm), careful, delta)
         self.calls += 1
         self.samples += len(x)
         self.forwards += problem.forwards
@@ -186,9 +210,9 @@ class Attack(Callback, ABC):
         if self._violations is not None:
             seen = self._violations.tolist()
             self._violations = None
-            for kind, bad in zip(_COMPLAINTS, seen, strict=True):
+            for kind, bad in zip(COMPLAINTS, seen, strict=True):
                 if bad:
-                    raise ValueError(_COMPLAINTS[kind].format(attack=type(self).__name__, found=""))
+                    raise ValueError(COMPLAINTS[kind].format(attack=type(self).__name__, found=""))
 
     def aim(self, y: Tensor, num_classes: int, index: Tensor) -> Tensor:
         """Labels that an evaluation passes to the attack: ``y``, or for a targeted attack a random other class, (B,)."""
@@ -204,12 +228,13 @@ class Attack(Callback, ABC):
     def state_key(self) -> str:
         return f"{type(self).__qualname__}[{self.name}]"
 
-    def state_dict(self) -> dict[str, Any]:
-        """Position of the random stream and the passes spent so far."""
+    def training_state(self) -> dict[str, int]:
+        """Position of the random stream and the passes spent so far, which the method that trains with it saves."""
         return {key: getattr(self, key) for key in ("calls", "samples", "forwards", "backwards")}
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        for key, value in state_dict.items():
+    def load_training_state(self, state: dict[str, int]) -> None:
+        """Go on where :meth:`training_state` was taken."""
+        for key, value in state.items():
             setattr(self, key, value)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -227,9 +252,12 @@ class Attack(Callback, ABC):
 
     def _objective(self, problem: Problem, callers: ObjectiveName | Objective | None) -> Objective:
         chosen = self.objective or callers or "ce"
+        if chosen == "kl":
+            check_kl(self.random_start, self.targeted)
         if isinstance(chosen, str):
             given = problem.logits(problem.x) if chosen == "kl" else problem.y
             chosen = Objective(OBJECTIVES[chosen], (given,))
+        chosen = chosen.usable()
         if not self.targeted:
             return chosen
         return Objective(lambda logits, *given: -chosen.loss(logits, *given), chosen.given)
@@ -243,7 +271,8 @@ class Attack(Callback, ABC):
             if not standing.any():
                 break
             rows = standing.nonzero().squeeze(1)
-            draws = self._draws(None if index is None else index[rows], rank, restart, problem.x.device)
+            part_index = None if index is None else index.to(rows.device)[rows]
+            draws = self._draws(part_index, rank, restart, problem.x.device)
             part = problem.rows(rows, draws)
             candidate = self.perturb(part, part.x, part.y).detach()
             logits = part.logits(candidate)
@@ -254,97 +283,19 @@ class Attack(Callback, ABC):
             standing[rows[reached]] = False
             problem.forwards += part.forwards
             problem.backwards += part.backwards
+            problem.bad_gradient |= part.bad_gradient
         return x_adv
 
     def _reached(self, logits: Tensor, y: Tensor) -> Tensor:
         hit = logits.argmax(1) == losses.hard(y)
         return hit if self.targeted else ~hit
 
-    def _check_shapes(self, x: Tensor, y: Tensor) -> None:
-        if not isinstance(x, Tensor) or not x.is_floating_point() or x.dim() != 4:
-            what = f"{x.dtype} {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
-            raise TypeError(f"x is {what}: an attack needs float pixels (B, C, H, W) in [0, 1]")
-        if not isinstance(y, Tensor) or y.dim() not in (1, 2) or len(y) != len(x):
-            what = tuple(y.shape) if isinstance(y, Tensor) else type(y).__name__
-            raise TypeError(f"y is {what} for {len(x)} samples: an attack needs labels (B,), or (B, K) if mixed")
-        if y.dim() == 1 and y.dtype != torch.int64 or y.dim() == 2 and not y.is_floating_point():
-            raise TypeError(f"y has dtype {y.dtype}: labels are int64 (B,), or float (B, K) if mixed")
-
-    def _check_eps_tensor(self, eps: Tensor, x: Tensor) -> Tensor:
-        if eps.dim() and eps.shape not in ((len(x), 1, 1, 1), (1, 1, 1, 1)):
-            raise ValueError(f"eps has shape {tuple(eps.shape)}: per-sample eps for this batch is ({len(x)}, 1, 1, 1)")
-        eps = eps.to(x.device, torch.promote_types(x.dtype, torch.float32))
-        return eps.expand(len(x), 1, 1, 1) if eps.dim() else eps
-
-    def _verify(self, kind: str, bad: Tensor, careful: bool, found: Tensor) -> None:
+    def _verify(self, kind: str, bad: Tensor, careful: bool, found: Tensor | None = None) -> None:
         if careful:
             if bad:
-                where = f" (values from {found.min().item():.4g} to {found.max().item():.4g})"
-                raise ValueError(_COMPLAINTS[kind].format(attack=type(self).__name__, found=where))
+                where = "" if found is None else f" (from {found.min().item():.4g} to {found.max().item():.4g})"
+                raise ValueError(COMPLAINTS[kind].format(attack=type(self).__name__, found=where))
             return
         if self._violations is None:
-            self._violations = torch.zeros(len(_COMPLAINTS), dtype=torch.bool, device=bad.device)
-        self._violations[list(_COMPLAINTS).index(kind)] |= bad
-
-
-_COMPLAINTS = {
-    "input": "{attack} was given images with values outside [0, 1] or NaN{found}: scale pixels to [0, 1] in the data, and put "
-    "the normalisation into the network (robust_pl.nets.Normalize)",
-    "result": "{attack} returned values outside [0, 1] or NaN{found}: end perturb() with problem.project(x_adv), and check "
-    "that the network's gradients are finite",
-    "ball": "{attack} left its ball{found}: end perturb() with problem.project(x_adv)",
-}
-
-
-def check_eps(eps: Number | Tensor, norm: Norm) -> Ratio | Tensor:
-    """Refuse a radius that cannot be meant, and warn of one that hardly can.
-
-    Raises:
-        ValueError: if eps is negative, not finite, or above 1 for linf.
-    """
-    if isinstance(eps, Tensor):
-        if not (torch.isfinite(eps).all() and (eps >= 0).all()) or (norm == "linf" and (eps > 1).any()):
-            raise ValueError("eps holds values that are negative, NaN or above 1: pixels lie in [0, 1], so write 8/255")
-        return eps
-    eps = eps if isinstance(eps, Ratio) else Ratio(eps)
-    if not 0 <= eps < float("inf"):
-        raise ValueError(f"eps={eps} must be a finite number of at least 0, such as 8/255")
-    if norm == "linf" and eps > 1:
-        meant = f": did you mean {eps:g}/255?" if eps <= 255 else ""
-        raise ValueError(f"eps={eps} is above 1, and pixels lie in [0, 1]{meant}")
-    if norm == "l2" and eps >= 8 and float(eps).is_integer():
-        warnings.warn(
-            f"eps={eps} is a very large l2 radius for pixels in [0, 1]: did you mean {eps:g}/255?", stacklevel=3
-        )
-    return eps
-
-
-def check_step_size(step_size: Number | None) -> Ratio | None:
-    """Refuse a step that does not move.
-
-    Raises:
-        ValueError: if step_size is not a finite number above 0.
-    """
-    if step_size is None:
-        return None
-    step_size = step_size if isinstance(step_size, Ratio) else Ratio(step_size)
-    if not 0 < step_size < float("inf"):
-        raise ValueError(f"step_size={step_size} must be above 0, such as 2/255; leave it out for the default")
-    return step_size
-
-
-def _choose(field: str, value: str, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise ValueError(f"{field}={value!r} is unknown: choose one of {', '.join(choices)}")
-
-
-def _outside_box(x: Tensor) -> Tensor:
-    # A comparison with NaN is false, so "all inside" also asks for finite values.
-    return ~((x >= -_BOX_TOLERANCE) & (x <= 1 + _BOX_TOLERANCE)).all()
-
-
-def _outside_ball(delta: Tensor, eps: float | Tensor, norm: Norm) -> Tensor:
-    allowed = eps.flatten() if isinstance(eps, Tensor) else eps
-    # Rounding of x + delta: one unit in the last place of 1 for linf, its sum over pixels for the others.
-    slack = 1e-6 if norm == "linf" else 1e-6 + 1e-4 * allowed
-    return (geometry.size(delta, norm) > allowed + slack).any()
+            self._violations = torch.zeros(len(COMPLAINTS), dtype=torch.bool, device=bad.device)
+        self._violations[list(COMPLAINTS).index(kind)] |= bad

@@ -5,8 +5,8 @@ from __future__ import annotations
 from torch import Tensor
 
 from ...functional.geometry import Norm
-from ...functional.ratio import Ratio
-from .base import Attack, Number, ObjectiveName, check_step_size
+from .base import Attack, ObjectiveName
+from .checks import DEFAULT_EPS, Number, check_step_size
 from .prepare import BNMode
 from .problem import Problem, RandomStart
 
@@ -24,7 +24,7 @@ class FGSM(Attack):
 
     def __init__(
         self,
-        eps: Number | Tensor = Ratio("8/255"),
+        eps: Number | Tensor = DEFAULT_EPS,
         step_size: Number | None = None,
         *,
         norm: Norm = "linf",

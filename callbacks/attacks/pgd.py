@@ -5,8 +5,8 @@ from __future__ import annotations
 from torch import Tensor
 
 from ...functional.geometry import Norm
-from ...functional.ratio import Ratio
-from .base import Attack, Number, ObjectiveName, check_step_size
+from .base import Attack, ObjectiveName
+from .checks import DEFAULT_EPS, Number, check_step_size
 from .prepare import BNMode
 from .problem import Problem, RandomStart
 
@@ -26,7 +26,7 @@ class PGD(Attack):
 
     def __init__(
         self,
-        eps: Number | Tensor = Ratio("8/255"),
+        eps: Number | Tensor = DEFAULT_EPS,
         step_size: Number | None = None,
         steps: int = 10,
         *,
@@ -48,8 +48,8 @@ class PGD(Attack):
             bn_mode=bn_mode,
             seed=seed,
         )
-        if steps < 1:
-            raise ValueError(f"steps={steps} must be at least 1")
+        if not isinstance(steps, int) or steps < 1:
+            raise ValueError(f"steps={steps} must be a whole number of at least 1")
         self.step_size = check_step_size(step_size)
         self.steps = steps
 

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Literal
 
 import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 
+from ...nets.frozen import Frozen
+
 BNMode = Literal["eval", "train", "train_no_track"]
 BN_MODES: tuple[str, ...] = ("eval", "train", "train_no_track")
 
 
 def _is_frozen(module: nn.Module) -> bool:
+    if isinstance(module, Frozen):
+        return True
     parameters = list(module.parameters())
     return bool(parameters) and not any(p.requires_grad for p in parameters)
 
@@ -32,44 +36,68 @@ def prepared(model: nn.Module, bn_mode: BNMode) -> Iterator[None]:
 
     Args:
         model: the network under attack.
-        bn_mode: ``eval`` puts every submodule in eval mode. ``train`` puts those that are not frozen in train mode, so that
-            the attack's passes move BatchNorm's running statistics (Rice 2020, Fast-AT). ``train_no_track`` does the same
-            and leaves the statistics alone (Wang 2023). Published codes differ; see the method's paper.
+        bn_mode: ``eval`` puts every submodule in eval mode. ``train`` puts those that are not frozen in train mode, so
+            that the attack's passes move BatchNorm's running statistics (Rice 2020, Fast-AT). ``train_no_track`` does
+            the same and leaves the statistics alone (Wang 2023). In both, dropout draws from the global random stream,
+            as it does in training. Published codes differ; see the method's paper.
     """
-    modes = [(module, module.training) for module in model.modules()]
-    untracked: list[_NormBase] = []
-    if bn_mode == "eval":
-        for module, _ in modes:
-            module.training = False
-    else:
-        for module in _unfrozen_modules(model):
-            module.training = True
-        if bn_mode == "train_no_track":
-            untracked = [m for m, _ in modes if isinstance(m, _NormBase) and m.training and m.track_running_stats]
-            for module in untracked:
-                module.track_running_stats = False
-    trained = [p for p in model.parameters() if p.requires_grad]
-    for parameter in trained:
-        parameter.requires_grad_(False)
-    try:
-        with torch.inference_mode(False), torch.enable_grad():
-            yield
-    finally:
-        for parameter in trained:
-            parameter.requires_grad_(True)
-        for module in untracked:
-            module.track_running_stats = True
-        for module, training in modes:
-            module.training = training
+    with ExitStack() as undo:
+        # First, since what is cloned below in inference mode could not be written to.
+        undo.enter_context(torch.inference_mode(False))
+        undo.enter_context(torch.enable_grad())
+        undo.enter_context(_modes_restored(model))
+        if bn_mode == "eval":
+            for module in model.modules():
+                module.training = False
+        else:
+            unfrozen = list(_unfrozen_modules(model))
+            for module in unfrozen:
+                module.training = True
+            if bn_mode == "train_no_track":
+                undo.enter_context(_statistics_restored(unfrozen))
+        undo.enter_context(_parameters_frozen(model))
+        yield
 
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
     """Eval mode; afterwards every submodule is in the mode that it was in."""
+    with _modes_restored(model):
+        model.eval()
+        yield
+
+
+@contextmanager
+def _modes_restored(model: nn.Module) -> Iterator[None]:
     modes = [(module, module.training) for module in model.modules()]
-    model.eval()
     try:
         yield
     finally:
         for module, training in modes:
             module.training = training
+
+
+@contextmanager
+def _parameters_frozen(model: nn.Module) -> Iterator[None]:
+    trained = [p for p in model.parameters() if p.requires_grad]
+    try:
+        for parameter in trained:
+            parameter.requires_grad_(False)
+        yield
+    finally:
+        for parameter in trained:
+            parameter.requires_grad_(True)
+
+
+@contextmanager
+def _statistics_restored(modules: list[nn.Module]) -> Iterator[None]:
+    """Let normalisation layers write into copies of their running statistics."""
+    layers = [m for m in modules if isinstance(m, _NormBase) and m.track_running_stats]
+    kept = [dict(layer._buffers) for layer in layers]
+    try:
+        for layer, buffers in zip(layers, kept, strict=True):
+            layer._buffers.update({name: b if b is None else b.clone() for name, b in buffers.items()})
+        yield
+    finally:
+        for layer, buffers in zip(layers, kept, strict=True):
+            layer._buffers.update(buffers)

@@ -36,6 +36,10 @@ class Objective:
     def __call__(self, logits: Tensor) -> Tensor:
         return self.loss(logits, *self.given)
 
+    def usable(self) -> Objective:
+        """The same objective on tensors that autograd may save, which inference tensors are not."""
+        return Objective(self.loss, tuple(t.clone() if t.is_inference() else t for t in self.given))
+
     def rows(self, mask: Tensor) -> Objective:
         """The same objective for the samples that ``mask`` (B,) keeps."""
         return Objective(self.loss, tuple(tensor[mask] for tensor in self.given))
@@ -74,6 +78,7 @@ class Problem:
         self.draws, self.dtype, self.careful = draws, dtype, careful
         self.forwards = 0
         self.backwards = 0
+        self.bad_gradient = torch.zeros((), dtype=torch.bool, device=x.device)
         self.start: Tensor | None = None
         self.first_logits: Tensor | None = None
 
@@ -86,6 +91,8 @@ class Problem:
         """Gradient of the objective at ``x_adv``: one forward and one backward pass."""
         gradient, logits = input_gradient(self._forward, x_adv, self.objective)
         self.backwards += len(x_adv)
+        # The sign of NaN is 0, so a broken network would look robust.
+        self.bad_gradient |= ~gradient.isfinite().all()
         if self.start is None:
             self.start, self.first_logits = x_adv.detach(), logits
         return gradient

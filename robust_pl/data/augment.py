@@ -25,11 +25,7 @@ def shift(x: Tensor, keys: Tensor, pixels: int, flip: bool = False) -> Tensor:
         columns = torch.where(integers(keys, 2, 2).bool().unsqueeze(1), columns.flip(1), columns)
     padded = F.pad(x, (pixels,) * 4)
     flat = rows.unsqueeze(2) * padded.shape[3] + columns.unsqueeze(1)
-    return (
-        padded.flatten(2)
-        .gather(2, flat.view(batch, 1, -1).expand(-1, channels, -1))
-        .view(batch, channels, height, width)
-    )
+    return padded.flatten(2).gather(2, flat.view(batch, 1, -1).expand(-1, channels, -1)).view(batch, channels, height, width)
 
 
 def crop_and_flip(x: Tensor, keys: Tensor) -> Tensor:

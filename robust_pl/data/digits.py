@@ -52,9 +52,7 @@ class DigitsDataModule(ImageDataModule):
     @cached_property
     def _parts(self) -> tuple[ImagesInMemory, ImagesInMemory]:
         pixels, labels = load_digits(return_X_y=True)
-        positions = train_test_split(
-            np.arange(len(labels)), test_size=_TEST_SIZE, random_state=_TEST_SEED, stratify=labels
-        )
+        positions = train_test_split(np.arange(len(labels)), test_size=_TEST_SIZE, random_state=_TEST_SEED, stratify=labels)
         images, targets = torch.from_numpy(pixels).to(torch.uint8).view(-1, *self.image_shape), torch.from_numpy(labels)
         train, test = (
             ImagesInMemory(images[part], targets[part], shift_by_one, white=16)

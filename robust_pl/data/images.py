@@ -25,9 +25,7 @@ class Images(ABC):
 
     def read(self, index: Tensor, keys: Tensor | None) -> tuple[Tensor, Tensor]:
         """Images float32 (B, C, H, W) in [0, 1] and labels int64 (B,) at the positions ``index``, int64 (B,)."""
-        samples = [
-            self.sample(position, None if keys is None else keys[i]) for i, position in enumerate(index.tolist())
-        ]
+        samples = [self.sample(position, None if keys is None else keys[i]) for i, position in enumerate(index.tolist())]
         x, y = torch.stack([x for x, _ in samples]), torch.tensor([y for _, y in samples], dtype=torch.int64)
         return (x.to(torch.float32).div_(255) if x.dtype == torch.uint8 else x), y
 

@@ -98,9 +98,7 @@ def _batches(data: Data, batch_size: int) -> Iterator[tuple[Tensor, Tensor, Tens
         yield x, y, index
 
 
-def _limited(
-    batches: Iterator[tuple[Tensor, Tensor, Tensor]], limit: int | None
-) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+def _limited(batches: Iterator[tuple[Tensor, Tensor, Tensor]], limit: int | None) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     left = limit
     for x, y, index in batches:
         if left is None:

@@ -48,9 +48,7 @@ def _checkpoint_of(run: Path) -> Path:
     for name in ("best.ckpt", "last.ckpt"):
         if (run / "checkpoints" / name).is_file():
             return run / "checkpoints" / name
-    raise FileNotFoundError(
-        f"{run} holds no checkpoints/best.ckpt or last.ckpt: name the folder of a run that was fitted"
-    )
+    raise FileNotFoundError(f"{run} holds no checkpoints/best.ckpt or last.ckpt: name the folder of a run that was fitted")
 
 
 def _build(config: dict[str, Any], path: Path, named: Collection[str]) -> nn.Module:

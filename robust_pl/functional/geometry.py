@@ -39,7 +39,10 @@ def steepest(gradient: Tensor, norm: Norm, l1_quantile: float = L1_QUANTILE) -> 
     if norm == "linf":
         return gradient.sign()
     if norm == "l2":
-        return gradient / _column(size(gradient, "l2"), gradient).clamp_min(_TINY)
+        # Squares of small gradients underflow, and a step that dies out looks like robustness.
+        largest = _column(size(gradient, "linf"), gradient)
+        scaled = gradient / torch.where(largest > 0, largest, 1.0)
+        return scaled / _column(size(scaled, "l2"), scaled).clamp_min(_TINY)
     flat = gradient.flatten(1)
     kept = max(1, round((1 - l1_quantile) * flat.shape[1]))
     top = flat.abs().topk(kept, dim=1).indices

@@ -5,7 +5,6 @@ Logits have shape (B, K). Labels ``y`` are int64 (B,), or float (B, K) where Cut
 
 from __future__ import annotations
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 

@@ -17,9 +17,9 @@ class Ratio(float):
 
     def __new__(cls, value: float | str) -> Ratio:
         text = str(value).strip()
-        top, _, bottom = text.partition("/")
+        top, slash, bottom = text.partition("/")
         try:
-            number = super().__new__(cls, float(top) / float(bottom) if bottom else float(top))
+            number = super().__new__(cls, float(top) / float(bottom) if slash else float(top))
         except (ValueError, ZeroDivisionError):
             raise ValueError(f"{text!r} is not a number: write 0.03 or a fraction such as 8/255") from None
         number.text = text

@@ -58,6 +58,8 @@ class Method(LightningModule, ABC):
         self.save_hyperparameters(ignore=None if from_config else ["net", "attack", "optimizer", "schedule"])
         self.net = net
         self.attack = attack if attack is not None else self.default_attack()
+        if self.attack is not None and self.attack.targeted:
+            raise ValueError("attack.targeted=True would train towards labels that nobody chose: set it to False")
         self.num_classes = num_classes
         self._optimizer, self._schedule, self._weights = optimizer, schedule, weights
         self._checked = False
@@ -176,7 +178,7 @@ class Method(LightningModule, ABC):
             states = [None] * self.trainer.world_size
             torch.distributed.all_gather_object(states, _get_rng())
         checkpoint["robust_pl_training"] = {
-            "attack": self.attack.state_dict() if self.attack is not None else {},
+            "attack": self.attack.training_state() if self.attack is not None else {},
             "rng": states,
         }
 
@@ -188,7 +190,7 @@ class Method(LightningModule, ABC):
         saved = checkpoint.get("robust_pl_training", {})
         self._rng = saved.get("rng")
         if self.attack is not None:
-            self.attack.load_state_dict(saved.get("attack", {}))
+            self.attack.load_training_state(saved.get("attack", {}))
 
     def _check_first(self, batch: tuple[Tensor, ...]) -> None:
         """Look at the first batch before anything is trained or measured on it: one small forward pass a run."""
@@ -202,7 +204,7 @@ class Method(LightningModule, ABC):
                 f"the data gives pixels from {x.min():.4g} to {x.max():.4g}: scale them to [0, 1], and put the "
                 "normalisation into the network (robust_pl.nets.Normalize)"
             )
-        if not y.is_floating_point() and not (0 <= y.min() and y.max() < self.num_classes):
+        if not y.is_floating_point() and not (y.min() >= 0 and y.max() < self.num_classes):
             raise ValueError(
                 f"labels run from {y.min()} to {y.max()} and there are {self.num_classes} classes: labels must lie in "
                 "[0, num_classes)"

@@ -37,9 +37,7 @@ class MultiStep(Schedule):
         ValueError: if fractions and epochs are mixed, or milestones do not rise.
     """
 
-    def __init__(
-        self, milestones: Sequence[float] = (0.5, 0.75), gamma: float = 0.1, interval: Interval = "epoch"
-    ) -> None:
+    def __init__(self, milestones: Sequence[float] = (0.5, 0.75), gamma: float = 0.1, interval: Interval = "epoch") -> None:
         if list(milestones) != sorted(milestones) or any(m <= 0 for m in milestones):
             raise ValueError(f"milestones={list(milestones)} must rise from above 0")
         self.fractions = all(m < 1 for m in milestones)

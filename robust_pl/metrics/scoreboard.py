@@ -45,9 +45,7 @@ class Scoreboard(nn.Module):
         self.cost = nn.ModuleDict({f"cost_{name}": AttackCost() for name in self.attacks})
         self.loss = MeanMetric()
 
-    def update(
-        self, y: Tensor, right: dict[str, Tensor], cost: dict[str, tuple[int, int, float]], loss: Tensor
-    ) -> None:
+    def update(self, y: Tensor, right: dict[str, Tensor], cost: dict[str, tuple[int, int, float]], loss: Tensor) -> None:
         """Add a batch.
 
         Args:

@@ -27,9 +27,7 @@ class ImageClassifier(nn.Module):
 
     head_name: str = "linear"
 
-    def __init__(
-        self, in_channels: int = 3, mean: Sequence[float] | None = None, std: Sequence[float] | None = None
-    ) -> None:
+    def __init__(self, in_channels: int = 3, mean: Sequence[float] | None = None, std: Sequence[float] | None = None) -> None:
         super().__init__()
         self.in_channels = in_channels
         self.normalize: nn.Module = nn.Identity()

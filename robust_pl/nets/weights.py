@@ -66,9 +66,7 @@ class WeightsReport:
         return text
 
 
-def load_weights(
-    net: nn.Module, source: str | os.PathLike[str] | Mapping[str, Any], *, strict: bool = True
-) -> WeightsReport:
+def load_weights(net: nn.Module, source: str | os.PathLike[str] | Mapping[str, Any], *, strict: bool = True) -> WeightsReport:
     """Copy the tensors of a checkpoint into ``net``, in place, and report what fitted.
 
     A file is read without unpickling objects and onto the CPU, wherever it was saved. Wrapping keys (``state_dict``,
@@ -127,9 +125,7 @@ def _read(path: Path) -> Any:
                 f"{path} holds Python objects, which are never unpickled because they could run code: "
                 "save only its state_dict, with torch.save, where you trust the file"
             ) from error
-        raise ValueError(
-            f"{path} is no checkpoint that torch.load can read: it is damaged or another format"
-        ) from error
+        raise ValueError(f"{path} is no checkpoint that torch.load can read: it is damaged or another format") from error
 
 
 def _unwrap(checkpoint: Any, label: str) -> dict[str, Tensor]:

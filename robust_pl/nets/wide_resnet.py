@@ -41,9 +41,7 @@ class WideBlock(nn.Module):
 class WideStage(nn.Module):
     """A run of blocks of equal width, the first of which may halve the resolution."""
 
-    def __init__(
-        self, blocks: int, in_planes: int, planes: int, stride: int, activation: Activation, drop_rate: float
-    ) -> None:
+    def __init__(self, blocks: int, in_planes: int, planes: int, stride: int, activation: Activation, drop_rate: float) -> None:
         super().__init__()
         first = WideBlock(in_planes, planes, stride, activation, drop_rate)
         rest = (WideBlock(planes, planes, 1, activation, drop_rate) for _ in range(blocks - 1))

@@ -23,9 +23,7 @@ class _Entry(NamedTuple):
 
 
 _ZOO = {
-    "akamaster_resnet20": _Entry(
-        ResNet20, "akamaster_resnet20.th", mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225)
-    ),
+    "akamaster_resnet20": _Entry(ResNet20, "akamaster_resnet20.th", mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225)),
     "abcrown_resnet2b_adv2": _Entry(
         ResNet2B, "abcrown_resnet2b_adv2.pth", mean=(0.4914, 0.4822, 0.4465), std=(0.2470, 0.2435, 0.2616)
     ),
