@@ -163,6 +163,11 @@ class RobustEvaluation(Callback):
         classes = classes or getattr(trainer.datamodule, "num_classes", None)
         if classes is None:
             raise ValueError("num_classes is unknown: pass RobustEvaluation(num_classes=...) to the trainer's callbacks")
+        for name, attack in self._attacks.items():
+            if attack.must_fit:
+                if trainer.datamodule is None:
+                    raise ValueError(f"the attack {name!r} must see training data first: give the trainer a data module")
+                attack.fit(pl_module, trainer.datamodule.train_dataloader())
         self._seen = 0
         self._board = Scoreboard(names, classes).to(pl_module.device)
         if self.output_dir and stage != "validate" and not trainer.sanity_checking:

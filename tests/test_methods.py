@@ -13,7 +13,11 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from robust_pl.callbacks import FGSM, PGD, RobustEvaluation
+from robust_pl import evaluate
+from robust_pl.callbacks import FGSM, PGD, Attack, RobustEvaluation
+from robust_pl.callbacks.attacks.problem import Problem
+from robust_pl.data import DigitsDataModule
+from robust_pl.functional.gradients import input_gradient
 from robust_pl.functional.losses import kl_divergence
 from robust_pl.methods import (
     PGDAT,
@@ -246,3 +250,35 @@ def test_schedules_move_by_step_or_by_epoch() -> None:
 def test_bad_arguments(build: Callable[[], object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         build()
+
+
+class Universal(Attack):
+    """One perturbation for all: the sign of the mean gradient over the training set."""
+
+    direction: Tensor | None = None
+
+    def fit(self, model: nn.Module, data: Any) -> None:
+        self.batches = 0
+        total = torch.zeros(1, 1, 8, 8)
+        for x, y, *_ in data:
+            gradient, _ = input_gradient(model, x, lambda logits, y=y: F.cross_entropy(logits, y, reduction="none"))
+            total += gradient.sum(0)
+            self.batches += 1
+        self.direction = total.sign()
+
+    def perturb(self, problem: Problem, x: Tensor, y: Tensor) -> Tensor:
+        return problem.project(x + problem.eps * self.direction)
+
+
+def test_an_attack_may_look_at_training_data_first() -> None:
+    """'Evaluation that must first see data follows the same shape: fit(model, data), then columns per sample.'"""
+    torch.manual_seed(0)
+    net, data = SmallCNN(width=4), DigitsDataModule(batch_size=256)
+    attack = Universal(eps=0.3)
+    report = evaluate(net, data, {"universal": attack})
+    assert attack.batches == 5 and report.rows[1].forwards == 0
+    trainer = Trainer(callbacks=[Universal(eps=0.3)], **QUIET)
+    trainer.test(StandardTraining(net), data, verbose=False)
+    assert trainer.callback_metrics["test/acc_universal"] == pytest.approx(report.metrics["acc_universal"], abs=1e-6)
+    with pytest.raises(ValueError, match="must see training data"):
+        evaluate(net, (torch.rand(4, 1, 8, 8), torch.zeros(4, dtype=torch.int64)), {"universal": Universal()})

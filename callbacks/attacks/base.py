@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from abc import ABC, abstractmethod
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -121,6 +122,19 @@ class Attack(Callback, ABC):
         ``problem`` gives ``gradient(x_adv)``, ``logits(x_adv)``, ``steepest(gradient)``, ``project(x_adv)``,
         ``random_start(kind)``, ``eps`` and random ``draws``, and counts what is spent.
         """
+
+    def fit(self, model: nn.Module, data: Iterable[Any]) -> None:
+        """Look at training data before an evaluation; only attacks that must, such as universal ones, define it.
+
+        Args:
+            model: the network that will be attacked, in eval mode.
+            data: batches of (x, y) or (x, y, index).
+        """
+
+    @property
+    def must_fit(self) -> bool:
+        """Whether the class defines :meth:`fit`."""
+        return type(self).fit is not Attack.fit
 
     def __call__(self, model: nn.Module, x: Tensor, y: Tensor, *, eps: Number | Tensor | None = None) -> Tensor:
         """Attack ``model``, which maps pixels in [0, 1] to logits.

@@ -71,6 +71,12 @@ def evaluate(
     if progress:
         batches = track(batches, description="evaluating")
     with evaluating(model):
+        for name, attack in attacks.items():
+            if attack.must_fit:
+                if not isinstance(data, LightningDataModule):
+                    raise ValueError(f"the attack {name!r} must see training data first: pass a data module, or fit() it")
+                data.setup("fit")
+                attack.fit(model, data.train_dataloader())
         for x, y, index in batches:
             outcome = attack_batch(model, attacks, x.to(device), y.to(device), index)
             if board is None:
