@@ -167,7 +167,7 @@ class RobustEvaluation(Callback):
             if attack.must_fit:
                 if trainer.datamodule is None:
                     raise ValueError(f"the attack {name!r} must see training data first: give the trainer a data module")
-                attack.fit(pl_module, trainer.datamodule.train_dataloader())
+                attack.fit_to(pl_module, trainer.datamodule.train_dataloader())
         self._seen = 0
         self._board = Scoreboard(names, classes).to(pl_module.device)
         if self.output_dir and stage != "validate" and not trainer.sanity_checking:

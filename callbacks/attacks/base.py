@@ -6,7 +6,7 @@ import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -127,9 +127,14 @@ class Attack(Callback, ABC):
         """Look at training data before an evaluation; only attacks that must, such as universal ones, define it.
 
         Args:
-            model: the network that will be attacked, in eval mode.
+            model: the network that will be attacked: in eval mode, with frozen parameters and gradients on.
             data: batches of (x, y) or (x, y, index).
         """
+
+    def fit_to(self, model: nn.Module, data: Iterable[Any]) -> None:
+        """Call :meth:`fit` with the network prepared as for an attack."""
+        with prepared(model, "eval"):
+            self.fit(model, data)
 
     @property
     def must_fit(self) -> bool:

@@ -76,7 +76,7 @@ def evaluate(
                 if not isinstance(data, LightningDataModule):
                     raise ValueError(f"the attack {name!r} must see training data first: pass a data module, or fit() it")
                 data.setup("fit")
-                attack.fit(model, data.train_dataloader())
+                attack.fit_to(model, data.train_dataloader())
         for x, y, index in batches:
             outcome = attack_batch(model, attacks, x.to(device), y.to(device), index)
             if board is None:
