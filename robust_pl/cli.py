@@ -71,7 +71,7 @@ def _start(arguments: list[str]) -> None:
 
 def _value_of(arguments: Sequence[str], option: str) -> str | None:
     """What the command line gives for an option, as ``--option value`` or ``--option=value``."""
-    for here, following in zip(arguments, [*arguments[1:], ""], strict=True):
+    for here, following in zip(arguments, [*arguments[1:], ""], strict=False):
         if here == option:
             return following
         if here.startswith(option + "="):

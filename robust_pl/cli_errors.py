@@ -43,6 +43,8 @@ def one_line(message: str, arguments: Sequence[str] = ()) -> str:
         return f"the config has {found[1]!r} twice in one map (again in line {line}): give each its own name"
     if found := re.search(r"Option '(\S+?)' is not accepted", message):
         return _unknown_argument(found[1], message, arguments)
+    if "arguments are required" in message and "model" in message:
+        return f"{message}: name an experiment, such as -c configs/quickstart.yaml"
     keys = re.findall(r'Parser key "([^"]+)"', message)
     if not keys and "\n" not in message:
         return message

@@ -70,6 +70,11 @@ def test_bad_arguments(complaint: Callable[..., str], tiny: Path, arguments: tup
     assert len(said) < 400
 
 
+@pytest.mark.parametrize(("arguments", "part"), [((), "subcommand"), (("fti",), "'fit'"), (("fit",), "-c configs/")])
+def test_no_experiment(complaint: Callable[..., str], arguments: tuple[str, ...], part: str) -> None:
+    assert part in complaint(*arguments)
+
+
 def test_two_attacks_with_one_name(complaint: Callable[..., str], tiny: Path) -> None:
     tiny.write_text(tiny.read_text().replace("  fgsm:\n", "  pgd:\n"))
     assert "pgd" in complaint("fit", "-c", tiny)
