@@ -14,6 +14,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from rich.console import Console
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from ..functional import geometry
 from ..functional.losses import cross_entropy
@@ -215,6 +216,15 @@ class RobustEvaluation(Callback):
 
     # Lightning's hooks -----------------------------------------------------------------------------------------------
 
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        # DDP would send its buffers before every forward pass, and processes with unequal numbers of batches would wait for
+        # each other. Once is enough: nothing moves them before the next training step.
+        ddp = trainer.strategy.model
+        if isinstance(ddp, DistributedDataParallel):
+            for buffer in pl_module.buffers():
+                torch.distributed.broadcast(buffer, 0)
+            ddp.require_forward_param_sync = False
+
     def on_validation_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._start(trainer, pl_module, "validate")
 
@@ -248,6 +258,8 @@ class RobustEvaluation(Callback):
         self._finish(trainer, pl_module, "predict")
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if isinstance(trainer.strategy.model, DistributedDataParallel):
+            trainer.strategy.model.require_forward_param_sync = True
         if trainer.state.fn == "validate":
             self._report(trainer, "validation")
 

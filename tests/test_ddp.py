@@ -69,6 +69,23 @@ def test_97_samples_over_two_processes_equal_one(folder: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("chunk", ["200", "50"])
+def test_validation_while_fitting_equals_one_process(folder: Path, chunk: str) -> None:
+    """144 validation samples: with chunks of 200 one rank has no batch, with chunks of 50 it has one and the other two."""
+    logger = ("--trainer.logger.class_path=lightning.pytorch.loggers.CSVLogger",)
+    fit = ("fit", "-c", "tiny.yaml", *DDP, "2", "--trainer.max_epochs", "2", "--data.init_args.eval_batch_size", chunk)
+    run(folder, *fit, *logger, "--trainer.logger.init_args.save_dir=fit", "--run.name", "fit")
+    again = ("validate", "--ckpt_path", "runs/fit/checkpoints/last.ckpt", "-c", "tiny.yaml")
+    run(folder, *again, *logger, "--trainer.logger.init_args.save_dir=validate")
+    figures = []
+    for name in ("fit", "validate"):
+        with next((folder / name).rglob("metrics.csv")).open(newline="") as file:
+            rows = [row for row in csv.DictReader(file) if row["val/acc_worst"]]
+        figures.append({key: value for key, value in rows[-1].items() if "val/" in key and "acc" in key})
+    assert figures[0] == figures[1] and "val/acc_pgd" in figures[0]
+
+
+@pytest.mark.slow
 def test_fit_keeps_the_ranks_together_and_resumes(folder: Path) -> None:
     common = ("fit", "-c", "tiny.yaml", *DDP, "2", "--data.init_args.batch_size", "64")
     probe = ("--trainer.callbacks+=probe.Probe",)
