@@ -85,9 +85,9 @@ def attack_batch(
     outcome = Outcome(index, y, logits, {CLEAN: logits.argmax(1)})
     for name, attack in attacks.items():
         attack.name = name
-        began = time.perf_counter()
+        began = _now(x.device)
         attacked = attack.run(model, x, attack.aim(y, logits.shape[1], index), index=index)
-        outcome.seconds[name] = time.perf_counter() - began
+        outcome.seconds[name] = _now(x.device) - began
         seen = attacked.x_adv.to(x.dtype)
         with torch.no_grad():
             outcome.predictions[name] = model(seen).argmax(1)
@@ -97,9 +97,20 @@ def attack_batch(
     return outcome
 
 
+def _now(device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
+
+
 def score(board: Scoreboard, outcome: Outcome) -> None:
     """Add a batch to the counts."""
-    y = outcome.y
+    y, classes = outcome.y, outcome.logits.shape[1]
+    if y.min() < 0 or y.max() >= classes:
+        raise ValueError(
+            f"labels run from {y.min().item()} to {y.max().item()} and the network has {classes} logits: labels must lie in "
+            "[0, num_classes); check the data"
+        )
     right = {name: prediction == y for name, prediction in outcome.predictions.items()}
     cost = {name: (a.forwards, a.backwards, outcome.seconds[name]) for name, a in outcome.attacked.items()}
     board.update(y, right, cost, cross_entropy(outcome.logits.float(), y))
@@ -163,16 +174,25 @@ class RobustEvaluation(Callback):
         classes = self.num_classes or getattr(pl_module, "num_classes", None)
         classes = classes or getattr(trainer.datamodule, "num_classes", None)
         if classes is None:
-            raise ValueError("num_classes is unknown: pass RobustEvaluation(num_classes=...) to the trainer's callbacks")
+            raise ValueError(
+                "num_classes is unknown: give the module num_classes, or the trainer RobustEvaluation(num_classes)"
+            )
         for name, attack in self._attacks.items():
             if attack.must_fit:
                 if trainer.datamodule is None:
                     raise ValueError(f"the attack {name!r} must see training data first: give the trainer a data module")
-                attack.fit_to(pl_module, trainer.datamodule.train_dataloader())
+                if trainer.world_size > 1:
+                    raise ValueError(f"the attack {name!r} must see all training data first: evaluate it in one process")
+                if not attack.fitted:
+                    trainer.datamodule.setup("fit")
+                    attack.fit_to(pl_module, trainer.datamodule.train_dataloader())
+                    attack.fitted = stage != "validate"  # in validation the network goes on changing
         self._seen = 0
         self._board = Scoreboard(names, classes).to(pl_module.device)
         if self.output_dir and stage != "validate" and not trainer.sanity_checking:
-            self._files = PredictionFiles(Path(self.output_dir), trainer.global_rank)
+            # Processes that a cluster started do not know of each other's folders.
+            folder = trainer.strategy.broadcast(self.output_dir)
+            self._files = PredictionFiles(Path(folder), trainer.global_rank)
 
     def _batch(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any) -> Outcome:
         x, y, index = batch[0], batch[1], _index(trainer, batch, self._seen)
@@ -203,7 +223,7 @@ class RobustEvaluation(Callback):
             self._files.close()
             trainer.strategy.barrier()
             if trainer.is_global_zero:
-                path = merge(self._files.folder)
+                path = merge(self._files.folder, trainer.world_size)
                 Console(soft_wrap=True).print(f"Outcome of every sample: {os.path.relpath(path)}")
             self._files = None
 
@@ -268,7 +288,12 @@ class RobustEvaluation(Callback):
 
 
 def _index(trainer: Trainer, batch: Any, seen: int) -> Tensor:
-    """Positions of a batch. A user's own (x, y) loader has none: Lightning deals its samples to the processes in turn."""
+    """Positions of a batch; those of a user's own (x, y) loader are counted."""
     if len(batch) > 2:
         return batch[2]
-    return torch.arange(seen, seen + len(batch[0])) * trainer.world_size + trainer.global_rank
+    if trainer.world_size > 1:
+        raise ValueError(
+            "batches of (x, y) do not say which samples they hold, and several processes could count some of them twice: "
+            "give (x, y, index), as robust_pl.data does, or evaluate in one process"
+        )
+    return torch.arange(seen, seen + len(batch[0]))

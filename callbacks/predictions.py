@@ -22,6 +22,8 @@ class PredictionFiles:
     def __init__(self, folder: Path, rank: int = 0) -> None:
         self.folder, self.rank = folder, rank
         folder.mkdir(parents=True, exist_ok=True)
+        if (folder / "predictions.csv").exists():
+            raise ValueError(f"{folder}/predictions.csv exists and is not written over: choose another --evaluation.output_dir")
         self._file = (folder / f"predictions-{rank}.csv").open("w", newline="")
         self._writer = csv.writer(self._file)
         self._header: list[str] = []
@@ -48,15 +50,15 @@ class PredictionFiles:
         self._file.close()
 
 
-def merge(folder: Path) -> Path:
+def merge(folder: Path, processes: int) -> Path:
     """Make one table, sorted by index, of those that the processes wrote."""
-    parts = sorted(folder.glob("predictions-*.csv"))
+    parts = [folder / f"predictions-{rank}.csv" for rank in range(processes)]
     header: list[str] = []
     rows: list[list[str]] = []
     for part in parts:
         with part.open(newline="") as file:
             lines = list(csv.reader(file))
-        if lines:
+        if lines:  # a process without a batch has no header
             header, rows = lines[0], rows + lines[1:]
     rows.sort(key=lambda row: int(row[0]))
     merged = folder / "predictions.csv"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import sysconfig
 import tempfile
 import traceback
 from collections.abc import Sequence
@@ -39,34 +40,52 @@ def main(args: Sequence[str] | None = None) -> None:
     except (ValueError, TypeError, OSError, ImportError, MisconfigurationException) as error:
         if os.environ.get("ROBUST_PL_TRACEBACK"):
             traceback.print_exc()
-        sys.exit(_complain(one_line(_sentence(error), arguments)))
+        sys.exit(_complain(one_line(_sentence(error), arguments) + _place_in_users_code(error)))
 
 
 def _run(arguments: list[str]) -> None:
-    from .trust import CONFIG_KEY, read_checkpoint, stored_config, user_text
+    from .trust import guarded, named_by, read_checkpoint, stored_config
 
     from_checkpoint = _value_of(arguments, "--ckpt_path")
     if not from_checkpoint or not arguments or arguments[0] not in _SUBCOMMANDS:
         return _start(arguments)
     checkpoint = read_checkpoint(from_checkpoint)
+    if "pytorch-lightning_version" not in checkpoint:
+        raise ValueError(
+            f"ckpt_path={from_checkpoint} holds weights and no training run: start from it with --model.init_args.weights"
+        )
     if _value_of(arguments, "--config") or _value_of(arguments, "-c"):
         return _start(arguments)
-    config = stored_config(checkpoint, from_checkpoint, user_text(arguments))
-    del checkpoint[CONFIG_KEY]
+    named = named_by(arguments)
+    config = stored_config(checkpoint, from_checkpoint, named)
+    del checkpoint  # it holds all weights once more
     if arguments[0] != "fit":
         config["trainer"] = {k: v for k, v in config.get("trainer", {}).items() if k not in _HARDWARE}
     import yaml
 
     with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "stored.yaml"
+        path = Path(folder) / _name_of(from_checkpoint)
         path.write_text(yaml.safe_dump(config))
-        return _start([arguments[0], "--config", str(path), *arguments[1:]])
+        with guarded(named):
+            return _start([arguments[0], "--config", str(path), *arguments[1:]])
+
+
+def _name_of(checkpoint: str) -> str:
+    """A run made from a checkpoint outside of any run is named after it."""
+    return f"{Path(checkpoint).stem}.yaml"
 
 
 def _start(arguments: list[str]) -> None:
     from .lightning_cli import RobustCLI
+    from .run_folder import RunFolder
 
-    RobustCLI.start(arguments)
+    child = "LOCAL_RANK" in os.environ
+    try:
+        RobustCLI.start(arguments)
+    finally:
+        if not child:
+            RunFolder.forget()
+            os.environ.pop("LOCAL_RANK", None)  # which Lightning leaves behind
 
 
 def _value_of(arguments: Sequence[str], option: str) -> str | None:
@@ -94,6 +113,16 @@ def _sentence(error: Exception) -> str:
         where = f"{error.filename}: " if error.filename else ""
         return f"{where}{error.strerror}" + (f": {hint}" if hint else "")
     return str(error) or type(error).__name__
+
+
+def _place_in_users_code(error: Exception) -> str:
+    """Where in the user's own file it happened, if it happened below one."""
+    ours = Path(__file__).resolve().parent
+    library = (str(ours), str(ours.parent / "callbacks"), sysconfig.get_path("purelib"), sysconfig.get_path("stdlib"))
+    for frame in reversed(traceback.extract_tb(error.__traceback__)):
+        if frame.filename.endswith(".py") and not frame.filename.startswith(library):
+            return f" (in {os.path.relpath(frame.filename)}, line {frame.lineno}; ROBUST_PL_TRACEBACK=1 shows the way there)"
+    return ""
 
 
 def _complain(message: str) -> int:

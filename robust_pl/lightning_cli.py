@@ -15,13 +15,15 @@ from typing import Any
 import yaml
 from jsonargparse.typing import register_type
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import LearningRateMonitor, ModelCheckpoint
+from lightning.pytorch.callbacks import Checkpoint, LearningRateMonitor
+from lightning.pytorch.callbacks import ProgressBar as LightningBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, _InstantiatorFn
 from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from . import callbacks, data, methods, nets
 from .callbacks import Attack, ImageGrid, ProgressBar, RobustEvaluation
+from .callbacks.checkpoints import BestCheckpoint, LastCheckpoint
 from .callbacks.evaluation import check_names
 from .cli_errors import arguments_of, one_line
 from .data import ImageDataModule
@@ -115,7 +117,7 @@ class RobustCLI(LightningCLI):
         for expected in (
             ".*LeafSpec.*",  # Lightning's use of torch
             "Be aware that when using `ckpt_path`, callbacks",  # only fit has the callback that writes checkpoints
-            "The dirpath has changed from",  # or in another one
+            "The dirpath has changed from",  # or, under another name, in a new one
             "Checkpoint directory .* exists and is not empty",  # a resumed run goes on in its own folder
         ):
             warnings.filterwarnings("ignore", message=expected)
@@ -171,24 +173,36 @@ class RobustCLI(LightningCLI):
         run = self._run_folder(config)
         settings = self._get(self.config_init, "trainer", default={})
         attacks = self._named_attacks()
-        extra: list[Callback] = [*attacks, StoreConfig(stored)]
-        evaluation = self._get(self.config_init, "evaluation")
-        if self.subcommand in ("test", "predict") and evaluation.output_dir is None:
-            evaluation.output_dir = str(run.fresh(self.subcommand))
-        if self.subcommand in ("fit", "test") and attacks:
+        own = settings.get("callbacks") or []
+        own = own if isinstance(own, list) else [own]
+        extra: list[Callback] = [*attacks, StoreConfig(stored), self._evaluation(run, own)]
+        if self.subcommand in ("fit", "test") and not any(isinstance(callback, ImageGrid) for callback in own):
             extra.append(ImageGrid())
         if self.subcommand == "fit":
-            extra += self._checkpoints(run, config, settings)
+            extra += self._checkpoints(run, config, settings, attacks)
         else:
             kwargs["enable_checkpointing"] = False
-        if settings.get("enable_progress_bar") is not False:
+            own = [callback for callback in own if not isinstance(callback, Checkpoint)]
+        if settings.get("enable_progress_bar") is not False and not any(isinstance(c, LightningBar) for c in own):
             extra.append(ProgressBar())
         if settings.get("logger") in (None, True):
             kwargs["logger"] = self._loggers(run, stored)
             if self.subcommand == "fit":
                 extra.append(LearningRateMonitor())
         _write_config(run.path, self.subcommand, stored)
-        return self._instantiate_trainer({**settings, "default_root_dir": str(run.path), **kwargs}, [*extra, evaluation])
+        settings = {**settings, "callbacks": own, "default_root_dir": str(run.path), **kwargs}
+        return self._instantiate_trainer(settings, extra)
+
+    def _evaluation(self, run: RunFolder, own: list[Callback]) -> RobustEvaluation:
+        """The user's own, taken out of the trainer's list, else that of ``--evaluation``."""
+        found = [callback for callback in own if isinstance(callback, RobustEvaluation)]
+        evaluation = found[0] if found else self._get(self.config_init, "evaluation")
+        own[:] = [callback for callback in own if callback not in found]
+        if self.subcommand in ("test", "predict") and evaluation.output_dir is None:
+            # Of several processes the first one's folder counts; the evaluation tells the others.
+            folder = run.fresh(self.subcommand) if rank_zero_only.rank == 0 else run.path
+            evaluation.output_dir = str(folder)
+        return evaluation
 
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
         kwargs = super()._prepare_subcommand_kwargs(subcommand)
@@ -225,33 +239,32 @@ class RobustCLI(LightningCLI):
         name = settings.name or _config_name(sys.argv[1:]) or config.model.class_path.rsplit(".", 1)[-1].lower()
         return RunFolder.create(settings.output_dir, name, {"name": name, "seed": config.seed_everything})
 
-    def _checkpoints(self, run: RunFolder, config: Any, settings: dict[str, Any]) -> list[Callback]:
+    def _checkpoints(self, run: RunFolder, config: Any, settings: dict[str, Any], attacks: list[Attack]) -> list[Callback]:
         if settings.get("enable_checkpointing") is False or settings.get("fast_dev_run"):
             return []
         folder = run.path / "checkpoints"
-        validated = config.attacks if config.val_attacks is None else config.val_attacks
-        n = config.run.save_every_n_steps
-        best = ModelCheckpoint(
-            folder,
-            "best",
-            monitor=config.run.monitor or ("val/acc_worst" if validated else "val/acc_clean"),
-            mode="max",
-            auto_insert_metric_name=False,
-            enable_version_counter=False,
-        )
-        last = ModelCheckpoint(
-            folder,
-            "last",
-            every_n_train_steps=n,
-            save_on_train_epoch_end=n is None,
-            auto_insert_metric_name=False,
-            enable_version_counter=False,
-        )
-        return [best, last]
+        names = [attack.name for attack in attacks if "validate" in attack.stages]
+        attacked = names or any(isinstance(callback, Attack) for callback in settings.get("callbacks") or ())
+        monitor = config.run.monitor or ("val/acc_worst" if attacked else "val/acc_clean")
+        known = [f"val/{kind}_{name}" for kind in ("acc", "worst_class") for name in ("clean", *names, "worst")]
+        if config.run.monitor and not attacked and monitor.endswith("worst"):
+            raise ValueError(f"run.monitor={monitor} needs an attack in validation: name one with --attacks")
+        if monitor.startswith("val/acc_") and not settings.get("callbacks") and monitor not in known:
+            raise ValueError(f"run.monitor={monitor!r} will never be logged: choose one of {', '.join(known)}")
+        return [BestCheckpoint(folder, monitor), LastCheckpoint(folder, config.run.save_every_n_steps)]
 
     def _loggers(self, run: RunFolder, config: dict[str, Any]) -> list[Logger]:
         settings = config["run"]
         record = run.record()
+        loggers: list[Logger] = [CSVLogger(run.path, "metrics")]
+        if os.environ.get("WANDB_MODE") != "disabled":
+            loggers.append(self._wandb(run, record, settings))
+        for logger in loggers:
+            logger.log_hyperparams({"command": self.subcommand, "config": config, "versions": versions()})
+        return loggers
+
+    @staticmethod
+    def _wandb(run: RunFolder, record: dict[str, Any], settings: dict[str, Any]) -> WandbLogger:
         wandb = WandbLogger(
             name=record.get("name", run.path.name),
             save_dir=str(run.path),
@@ -263,10 +276,7 @@ class RobustCLI(LightningCLI):
             tags=settings["tags"] or None,
         )
         wandb._wandb_init.pop("anonymous", None)  # wandb warns of it although it is None
-        loggers: list[Logger] = [CSVLogger(run.path, "metrics"), wandb]
-        for logger in loggers:
-            logger.log_hyperparams({"command": self.subcommand, "config": config, "versions": versions()})
-        return loggers
+        return wandb
 
 
 @rank_zero_only

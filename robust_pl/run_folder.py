@@ -63,8 +63,7 @@ class RunFolder:
         if inherited and "LOCAL_RANK" in os.environ:
             return cls(Path(inherited))
         root = Path(output_dir)
-        job = os.environ.get("SLURM_JOB_ID") or os.environ.get("TORCHELASTIC_RUN_ID", "none")
-        if job != "none" and int(os.environ.get("WORLD_SIZE", os.environ.get("SLURM_NTASKS", "1"))) > 1:
+        if job := _job():
             path = root / f"{name}-{job}"
             path.mkdir(parents=True, exist_ok=True)
         else:
@@ -75,6 +74,12 @@ class RunFolder:
             (run.path / _MARK).write_text(json.dumps(record, indent=2) + "\n")
         os.environ[_FOLDER_VARIABLE] = str(run.path)
         return run
+
+    @staticmethod
+    def forget() -> None:
+        """Let the next run of this process have a folder of its own."""
+        for variable in [name for name in os.environ if name.startswith(_FOLDER_VARIABLE)]:
+            del os.environ[variable]
 
     def record(self) -> dict[str, Any]:
         """What ``run.json`` says."""
@@ -87,6 +92,14 @@ class RunFolder:
         if variable not in os.environ or "LOCAL_RANK" not in os.environ:
             os.environ[variable] = str(_fresh(self.path, name))
         return Path(os.environ[variable])
+
+
+def _job() -> str | None:
+    """What all processes that a cluster or torchrun started for one run, and no other run, have in common."""
+    if int(os.environ.get("WORLD_SIZE", os.environ.get("SLURM_NTASKS", "1"))) < 2:
+        return None
+    torchrun = os.environ.get("TORCHELASTIC_RUN_ID", "none")
+    return os.environ.get("SLURM_JOB_ID") or (torchrun if torchrun != "none" else os.environ.get("MASTER_PORT"))
 
 
 def _fresh(root: Path, name: str) -> Path:

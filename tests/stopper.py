@@ -20,3 +20,12 @@ class CrashAfterBatch(Callback):
     def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
         if trainer.global_step == 5:
             raise RuntimeError("crash")
+
+
+class Ruin(Callback):
+    """Makes the network useless after each epoch, before it is validated."""
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not trainer.sanity_checking:
+            for parameter in pl_module.parameters():
+                parameter.data.zero_()

@@ -125,7 +125,7 @@ class Labels(Broken):
 @pytest.mark.parametrize(
     ("arguments", "parts"),
     [
-        (("--model.init_args.net", "badnets.TooFew"), ["7 logits", "10 classes", "num_classes"]),
+        (("--model.init_args.net", "badnets.TooFew"), ["7 logits", "num_classes is 10"]),
         (("--model.init_args.net", "badnets.Softmax"), ["softmax", "logits"]),
         (("--data", "baddata.Range"), ["255", "[0, 1]", "Normalize"]),
         (("--data", "baddata.NaN"), ["nan", "[0, 1]"]),
@@ -193,8 +193,10 @@ def test_checkpoints_that_do_not_fit(complaint: Callable[..., str], robust_pl: C
     Path("cut.ckpt").write_bytes(best.read_bytes()[:2000])
     assert "truncated" in complaint("test", "--ckpt_path", "cut.ckpt")
 
-    torch.save({"state_dict": {}}, "bare.ckpt")
+    torch.save({"state_dict": {}, "pytorch-lightning_version": "2.6.0"}, "bare.ckpt")
     assert "-c" in complaint("test", "--ckpt_path", "bare.ckpt")
+    torch.save({"state_dict": {}}, "weights.pth")
+    assert "model.init_args.weights" in complaint("test", "-c", tiny, "--ckpt_path", "weights.pth")
 
 
 def test_a_full_disk_loses_nothing(
@@ -204,7 +206,7 @@ def test_a_full_disk_loses_nothing(
 
     from lightning.pytorch import Trainer
 
-    robust_pl("fit", "-c", tiny, "--trainer.max_epochs", 1)
+    robust_pl("fit", "-c", tiny, "--trainer.max_epochs", 1, "--model.init_args.schedule", "null")
     last = Path("runs/tiny/checkpoints/last.ckpt")
     before = last.read_bytes()
 
@@ -215,3 +217,66 @@ def test_a_full_disk_loses_nothing(
     said = complaint("fit", "--ckpt_path", last, "--trainer.max_epochs", 2)
     assert "No space left" in said and "--run.output_dir" in said
     assert last.read_bytes() == before
+
+
+LEVERS = {
+    "a class that runs commands, for an untyped argument": {
+        "class_path": "torch.nn.Linear",
+        "init_args": {
+            "in_features": 1,
+            "out_features": 1,
+            "device": {
+                "class_path": "torch.distributed.elastic.multiprocessing.subprocess_handler.SubprocessHandler",
+                "init_args": {"entrypoint": "touch", "args": ["executed"], "env": {}, "stdout": None, "stderr": None},
+            },
+        },
+    },
+    "YAML in a string": '{"class_path": "evil.Net"}',
+    "a YAML file that lies beside": "nearby.yaml",
+    "an interpolation": "${run.project}.${run.group}",
+    "the name of the checkpoint itself": {"class_path": "evil.Net"},
+}
+
+
+@pytest.mark.parametrize("lever", LEVERS.values(), ids=LEVERS)
+def test_no_way_round(complaint: Callable[..., str], robust_pl: CLI, tiny: Path, lever: object) -> None:
+    robust_pl("fit", "-c", tiny, "--trainer.max_epochs", 1, "--run.project", "evil", "--run.group", "Net")
+    Path("evil.py").write_text("from pathlib import Path\nPath('executed').touch()\nfrom torch import nn\nNet = nn.Identity\n")
+    Path("nearby.yaml").write_text("class_path: evil.Net\n")
+    checkpoint = torch.load("runs/tiny/checkpoints/best.ckpt", weights_only=True)
+    checkpoint["robust_pl_config"]["model"]["init_args"]["net"] = lever
+    checkpoint["hyper_parameters"]["net"] = lever
+    torch.save(checkpoint, "evil.Net")
+    complaint("test", "--ckpt_path", "evil.Net")
+    from robust_pl import load_model
+    from robust_pl.methods import PGDAT
+
+    for load in (load_model, PGDAT.load_from_checkpoint):
+        with pytest.raises((ValueError, TypeError)):
+            load("evil.Net")
+    assert not Path("executed").exists()
+
+
+def test_a_schedule_cannot_be_stretched(complaint: Callable[..., str], robust_pl: CLI, tiny: Path) -> None:
+    robust_pl("fit", "-c", tiny, "--trainer.max_epochs", 1)
+    said = complaint("fit", "--ckpt_path", "runs/tiny/checkpoints/last.ckpt", "--trainer.max_epochs", 2)
+    assert "10 steps" in said and "20" in said and "model.init_args.weights" in said
+
+
+def test_a_bug_in_a_users_method_has_a_place(complaint: Callable[..., str], tiny: Path) -> None:
+    Path("buggy.py").write_text(
+        "from robust_pl.methods import Method\nclass Buggy(Method):\n    def loss(self, example):\n        return None + 1\n"
+    )
+    assert "in buggy.py, line 4" in complaint("fit", "-c", tiny, "--model", "buggy.Buggy")
+
+
+def test_a_monitor_that_nobody_logs(complaint: Callable[..., str], tiny: Path) -> None:
+    said = complaint("fit", "-c", tiny, "--run.monitor", "val/acc_pgdd")
+    assert "val/acc_pgdd" in said and "val/acc_pgd," in said
+
+
+def test_files_of_the_user_are_not_written_over(complaint: Callable[..., str], robust_pl: CLI, tiny: Path) -> None:
+    Path("mine").mkdir()
+    Path("mine/predictions.csv").write_text("kept")
+    assert "predictions.csv" in complaint("test", "-c", tiny, "--evaluation.output_dir", "mine")
+    assert Path("mine/predictions.csv").read_text() == "kept"

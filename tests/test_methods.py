@@ -79,7 +79,7 @@ def test_a_step_costs_what_its_docstring_says(
 ) -> None:
     net = Counted()
     method = build(net)
-    method._checked = True  # the look at the first batch of a run
+    method._checked = {True, False}  # the look at the first batch of a run
     Trainer(max_steps=3, limit_val_batches=0, **QUIET).fit(method, loader())
     assert net.forwards == 3 * (attack_passes[0] + training_passes)
     assert net.for_training == 3 * training_passes
@@ -159,7 +159,7 @@ def test_what_code_builds_is_not_stored_in_checkpoints(tmp_path: Path) -> None:
     trainer.fit(method, loader())
     trainer.save_checkpoint(tmp_path / "x.ckpt")
     saved = torch.load(tmp_path / "x.ckpt", weights_only=True)
-    assert saved["hyper_parameters"] == {"weights": None, "num_classes": 10}
+    assert saved["hyper_parameters"] == {"weights": None, "num_classes": 10, "attack": None, "schedule": None}
 
 
 def test_bf16_keeps_the_ball_in_training_and_evaluation() -> None:

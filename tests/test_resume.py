@@ -56,6 +56,16 @@ def test_resumed_in_the_middle_of_an_epoch_with_dropout(robust_pl: Callable[...,
     assert_same_weights(Path("runs/whole", LAST), Path("runs/resumed", LAST))
 
 
+def test_best_stays_the_best_in_a_moved_folder(robust_pl: Callable[..., None], tiny: Path) -> None:
+    ruin = ("--model.init_args.schedule", "null", "--trainer.callbacks+=tests.stopper.Ruin")
+    robust_pl("fit", "-c", tiny, "--trainer.max_epochs", 1, "--run.name", "a", *ruin[:2])
+    before = weights(Path("runs/a/checkpoints/best.ckpt"))
+    Path("runs/a").rename("runs/moved")
+    robust_pl("fit", "-c", tiny, "--ckpt_path", "runs/moved/checkpoints/last.ckpt", "--trainer.max_epochs", 2, *ruin)
+    after = weights(Path("runs/moved/checkpoints/best.ckpt"))
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
 @pytest.mark.slow
 def test_resumed_after_kill_minus_nine(tiny: Path) -> None:
     def start(name: str, *more: str) -> subprocess.Popen[bytes]:

@@ -21,7 +21,9 @@ def test_wandb_is_offline_and_a_resumed_fit_continues_its_run(
     for variable in ("WANDB_MODE", "WANDB_API_KEY"):
         monkeypatch.delenv(variable, raising=False)
     names = ("--run.group", "digits", "--run.tags", "[first, small]", "--run.name", "tracked")
-    robust_pl("fit", "-c", tiny, "--trainer.logger", "true", "--trainer.max_epochs", 1, *names)
+    robust_pl(
+        "fit", "-c", tiny, "--trainer.logger", "true", "--trainer.max_epochs", 1, *names, "--model.init_args.schedule", "null"
+    )
     run = wandb.run
     assert run is not None and run.settings.mode in ("offline", "dryrun")
     first = run.id

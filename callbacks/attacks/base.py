@@ -78,6 +78,8 @@ class Attack(Callback, ABC):
     """Key of the metrics, ``acc_<name>``; the command line sets it to the key of the ``attacks`` map."""
     stages: tuple[str, ...] = ("validate", "test", "predict")
     """Where the callback takes part."""
+    fitted: bool = False
+    """Whether an evaluation need not call :meth:`fit` again."""
 
     def __init__(
         self,

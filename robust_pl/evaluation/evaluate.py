@@ -28,7 +28,7 @@ class Report:
 
     @property
     def metrics(self) -> dict[str, float]:
-        """The figures that ``robust-pl test`` logs, without its prefix: ``acc_clean``, ``acc_<attack>``, ``acc_worst``, ..."""
+        """Accuracies and costs as ``robust-pl test`` logs them, without its prefix: ``acc_clean``, ``acc_<attack>``, ..."""
         return as_metrics(self.rows)
 
     def __str__(self) -> str:
@@ -75,6 +75,7 @@ def evaluate(
             if attack.must_fit:
                 if not isinstance(data, LightningDataModule):
                     raise ValueError(f"the attack {name!r} must see training data first: pass a data module, or fit() it")
+                data.prepare_data()
                 data.setup("fit")
                 attack.fit_to(model, data.train_dataloader())
         for x, y, index in batches:

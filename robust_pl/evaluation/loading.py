@@ -10,7 +10,7 @@ from torch import nn
 
 from ..nets.weights import find_file, load_weights
 from ..nets.zoo import pretrained
-from ..trust import check_classes, read_checkpoint
+from ..trust import check_classes, guarded, read_checkpoint
 
 
 def load_model(source: str | Path, net: nn.Module | None = None, *, named: Collection[str] = ()) -> nn.Module:
@@ -52,9 +52,10 @@ def _checkpoint_of(run: Path) -> Path:
 
 
 def _build(config: dict[str, Any], path: Path, named: Collection[str]) -> nn.Module:
-    check_classes(config, path, "\n".join(named))
+    check_classes({"net": config}, path, named)
     from jsonargparse import ArgumentParser
 
     parser = ArgumentParser(exit_on_error=False)
     parser.add_subclass_arguments(nn.Module, "net")
-    return parser.instantiate_classes(parser.parse_object({"net": config})).net
+    with guarded(named):
+        return parser.instantiate_classes(parser.parse_object({"net": config})).net

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,15 +15,18 @@ from lightning.pytorch.core.mixins.hparams_mixin import _given_hyperparameters
 from torch import Tensor, nn
 from torch.nn import Parameter
 from torch.optim import SGD, Optimizer
+from typing_extensions import Self
 
 from ..callbacks.attacks.base import Attack, ObjectiveName
 from ..callbacks.attacks.prepare import prepared
 from ..callbacks.attacks.problem import Objective, check_logits
 from ..callbacks.evaluation import RobustEvaluation
 from ..nets.weights import load_weights
+from ..trust import check_classes, guarded, read_checkpoint
 from .example import Example
 from .schedules import Schedule
 
+_PLAIN = (bool, int, float, str, type(None))
 OptimizerFactory = Callable[[Iterable[Parameter]], Optimizer]
 
 
@@ -53,22 +58,49 @@ class Method(LightningModule, ABC):
         num_classes: int = 10,
     ) -> None:
         super().__init__()
-        # The command line offers the config, which rebuilds everything; live objects must not go into a checkpoint.
-        from_config = _given_hyperparameters.get() is not None
-        self.save_hyperparameters(ignore=None if from_config else ["net", "attack", "optimizer", "schedule"])
+        self.save_hyperparameters()
+        if _given_hyperparameters.get() is None:
+            # The command line offers the config, which rebuilds everything. What code built must not go into a checkpoint.
+            live = [name for name, value in self.hparams.items() if not isinstance(value, _PLAIN)]
+            for name in live:
+                del self._hparams[name]
+            self._hparams_initial = copy.copy(self._hparams)
         self.net = net
         self.attack = attack if attack is not None else self.default_attack()
         if self.attack is not None and self.attack.targeted:
             raise ValueError("attack.targeted=True would train towards labels that nobody chose: set it to False")
         self.num_classes = num_classes
         self._optimizer, self._schedule, self._weights = optimizer, schedule, weights
-        self._checked = False
+        self._checked: set[bool] = set()
+        self._length: int | None = None
+        self._resumed_length: int | None = None
         self._window: list[Example] = []
         self._rng: list[dict[str, Tensor]] | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits (B, K) of pixels (B, C, H, W)."""
         return self.net(x)
+
+    @classmethod
+    def load_from_checkpoint(
+        cls, checkpoint_path: str | Path, *arguments: Any, named: Collection[str] = (), **more: Any
+    ) -> Self:
+        """As Lightning's, but a checkpoint may not choose code: see :mod:`robust_pl.trust`.
+
+        Args:
+            checkpoint_path: of a run that was started by a config.
+            named: class paths outside of robust_pl, torch, timm and lightning that it may import.
+            arguments: of Lightning.
+            more: of Lightning.
+
+        Raises:
+            ValueError: if the file is damaged, carries code, or names other classes.
+        """
+        content = read_checkpoint(checkpoint_path)
+        hparams = {k: v for k, v in content.get("hyper_parameters", {}).items() if k != "_instantiator"}
+        check_classes(hparams, checkpoint_path, named)
+        with guarded(named):
+            return super().load_from_checkpoint(checkpoint_path, *arguments, weights_only=True, **more)
 
     # What a method may define ----------------------------------------------------------------------------------------
 
@@ -87,7 +119,7 @@ class Method(LightningModule, ABC):
             self,
             x,
             example.y,
-            objective=self.attack_objective(batch),
+            objective=self.attack_objective(batch) if self.attack.objective is None else None,
             rank=self.global_rank,
             careful=x.device.type == "cpu",
         )
@@ -151,13 +183,22 @@ class Method(LightningModule, ABC):
         length = self.trainer.estimated_stepping_batches if by_step else self.trainer.max_epochs
         if length in (None, -1, float("inf")):
             raise ValueError("a schedule needs to know how long the run is: set trainer.max_epochs")
-        scheduler = self._schedule.build(optimizer, int(length))
+        if self._schedule.uses_length and self._resumed_length not in (None, int(length)):
+            raise ValueError(
+                f"the checkpoint's schedule is that of a run of {self._resumed_length} {self._schedule.interval}s and this one "
+                f"has {int(length)}: keep the settings of the run to continue it, or start a new run from its weights with "
+                "--model.init_args.weights CHECKPOINT"
+            )
+        self._length = int(length)
+        scheduler = self._schedule.build(optimizer, self._length)
         return {
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": scheduler, "interval": self._schedule.interval},
         }
 
     def setup(self, stage: str) -> None:
+        if str(self.trainer.precision) in ("16-mixed", "16-true") and self.attack is not None:
+            raise ValueError("precision 16 rounds small gradients of pixels to 0: choose precision bf16-mixed or 32")
         RobustEvaluation.ensure(self.trainer)
         if self._weights is not None and self.trainer.ckpt_path is None:
             load_weights(self.net, self._weights)
@@ -180,6 +221,7 @@ class Method(LightningModule, ABC):
         checkpoint["robust_pl_training"] = {
             "attack": self.attack.training_state() if self.attack is not None else {},
             "rng": states,
+            "length": self._length,
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -189,12 +231,13 @@ class Method(LightningModule, ABC):
             raise ValueError(f"the checkpoint was saved from another network than the config's: {error}") from error
         saved = checkpoint.get("robust_pl_training", {})
         self._rng = saved.get("rng")
+        self._resumed_length = saved.get("length")
         if self.attack is not None:
             self.attack.load_training_state(saved.get("attack", {}))
 
     def _check_first(self, batch: tuple[Tensor, ...]) -> None:
-        """Look at the first batch before anything is trained or measured on it: one small forward pass a run."""
-        if self._checked:
+        """Look at the first batch of training, and at that of evaluation: one small forward pass each."""
+        if self.training in self._checked:
             return
         x, y = batch[0], batch[1]
         if not x.is_floating_point():
@@ -213,11 +256,11 @@ class Method(LightningModule, ABC):
             logits = self(x[:2])
         if logits.dim() == 2 and logits.shape[1] != self.num_classes:
             raise ValueError(
-                f"the network returns {logits.shape[1]} logits and the data has {self.num_classes} classes: set the "
-                "network's num_classes"
+                f"the network returns {logits.shape[1]} logits and num_classes is {self.num_classes}: set the network's "
+                "num_classes to that of the data, and the method's alike"
             )
         check_logits(logits, y[:2])
-        self._checked = True
+        self._checked.add(self.training)
 
 
 def _get_rng() -> dict[str, Tensor]:

@@ -19,6 +19,8 @@ class Schedule(ABC):
     """
 
     interval: Interval = "epoch"
+    uses_length: bool = True
+    """Whether a run of another length has another schedule."""
 
     @abstractmethod
     def build(self, optimizer: Optimizer, length: int) -> LRScheduler:
@@ -45,6 +47,7 @@ class MultiStep(Schedule):
             raise ValueError(f"milestones={list(milestones)} mix fractions of the run and epochs: use one of them")
         if not self.fractions and interval == "step":
             raise ValueError("milestones in epochs need interval='epoch'")
+        self.uses_length = self.fractions
         self.milestones, self.gamma, self.interval = list(milestones), gamma, interval
 
     def build(self, optimizer: Optimizer, length: int) -> LRScheduler:
@@ -115,6 +118,8 @@ class TorchSchedule(Schedule):
         scheduler: its class path and arguments, but for the optimizer.
         interval: ``step`` or ``epoch``.
     """
+
+    uses_length = False
 
     def __init__(self, scheduler: Callable[[Optimizer], LRScheduler], interval: Interval = "epoch") -> None:
         self.scheduler, self.interval = scheduler, interval

@@ -1,0 +1,69 @@
+"""The checkpoints of a run: the best one and the last one."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+
+
+class BestCheckpoint(ModelCheckpoint):
+    """``best.ckpt``: that of the highest ``monitor`` so far. Complete at any moment, and found again in a moved folder.
+
+    Args:
+        folder: where it is kept.
+        monitor: the logged metric that chooses.
+    """
+
+    def __init__(self, folder: Path, monitor: str) -> None:
+        super().__init__(
+            folder, "best", monitor=monitor, mode="max", auto_insert_metric_name=False, enable_version_counter=False
+        )
+
+    def _save_checkpoint(self, trainer: Trainer, filepath: str) -> None:
+        _replace_whole(super()._save_checkpoint, trainer, filepath)
+        self._last_checkpoint_saved = filepath
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        # Lightning forgets the best score if the folder has another name, and a worse one would then take its place.
+        old, new = str(state_dict["dirpath"]), str(self.dirpath)
+        if old != new and Path(new, "best.ckpt").is_file():
+            state_dict = {**state_dict, "dirpath": new}
+            for key in ("best_model_path", "kth_best_model_path", "last_model_path"):
+                state_dict[key] = state_dict[key].replace(old, new, 1)
+            state_dict["best_k_models"] = {k.replace(old, new, 1): v for k, v in state_dict["best_k_models"].items()}
+        super().load_state_dict(state_dict)
+
+
+class LastCheckpoint(ModelCheckpoint):
+    """``last.ckpt``: that of the latest epoch, or of every so many steps. Complete at any moment.
+
+    Args:
+        folder: where it is kept.
+        every_n_train_steps: None writes it at the end of every epoch.
+    """
+
+    def __init__(self, folder: Path, every_n_train_steps: int | None = None) -> None:
+        super().__init__(
+            folder,
+            "last",
+            every_n_train_steps=every_n_train_steps,
+            save_on_train_epoch_end=every_n_train_steps is None,
+            auto_insert_metric_name=False,
+            enable_version_counter=False,
+        )
+
+    def _save_checkpoint(self, trainer: Trainer, filepath: str) -> None:
+        _replace_whole(super()._save_checkpoint, trainer, filepath)
+        self._last_checkpoint_saved = filepath
+
+
+def _replace_whole(save: Any, trainer: Trainer, filepath: str) -> None:
+    """Write beside the old file and then take its name, so that a crash or a full disk leaves the old one intact."""
+    part = f"{filepath}.part"
+    save(trainer, part)
+    if trainer.is_global_zero:
+        os.replace(part, filepath)
