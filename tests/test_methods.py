@@ -162,6 +162,29 @@ def test_what_code_builds_is_not_stored_in_checkpoints(tmp_path: Path) -> None:
     assert saved["hyper_parameters"] == {"weights": None, "num_classes": 10, "attack": None, "schedule": None}
 
 
+class Distilled(Method):
+    """Has a second network, which cannot be copied either."""
+
+    def __init__(self, net: nn.Module, teacher: nn.Module, temperature: float = 2.0) -> None:
+        super().__init__(net, optimizer=sgd)
+        self.teacher = teacher
+
+    def loss(self, example: Example) -> Tensor:
+        return F.mse_loss(self(example.x), self.teacher(example.x))
+
+
+def test_a_subclass_with_another_network_saves_plain_values_alone(tmp_path: Path) -> None:
+    class Teacher(SmallCNN):
+        def __deepcopy__(self, memo: Any) -> None:
+            raise RuntimeError("this network cannot be copied")
+
+    trainer = Trainer(max_steps=1, limit_val_batches=0, **QUIET)
+    trainer.fit(Distilled(SmallCNN(width=4), Teacher(width=4)), loader())
+    trainer.save_checkpoint(tmp_path / "x.ckpt")
+    saved = torch.load(tmp_path / "x.ckpt", weights_only=True)["hyper_parameters"]
+    assert saved["temperature"] == 2.0 and "net" not in saved and "teacher" not in saved
+
+
 def test_bf16_keeps_the_ball_in_training_and_evaluation() -> None:
     for precision in ("bf16-mixed", "bf16-true"):
         method = PGDAT(SmallCNN(width=4), PGD(steps=2), optimizer=sgd)

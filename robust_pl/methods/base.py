@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import copy
+import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import replace
@@ -11,7 +11,8 @@ from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule
-from lightning.pytorch.core.mixins.hparams_mixin import _given_hyperparameters
+from lightning.pytorch.core.mixins.hparams_mixin import HyperparametersMixin, _given_hyperparameters
+from lightning.pytorch.utilities.parsing import collect_init_args
 from torch import Tensor, nn
 from torch.nn import Parameter
 from torch.optim import SGD, Optimizer
@@ -58,13 +59,12 @@ class Method(LightningModule, ABC):
         num_classes: int = 10,
     ) -> None:
         super().__init__()
-        self.save_hyperparameters()
+        live: list[str] = []
         if _given_hyperparameters.get() is None:
             # The command line offers the config, which rebuilds everything. What code built must not go into a checkpoint.
-            live = [name for name, value in self.hparams.items() if not isinstance(value, _PLAIN)]
-            for name in live:
-                del self._hparams[name]
-            self._hparams_initial = copy.copy(self._hparams)
+            for arguments in collect_init_args(inspect.currentframe(), [], classes=(HyperparametersMixin,)):
+                live += [name for name, value in arguments.items() if not isinstance(value, _PLAIN)]
+        self.save_hyperparameters(ignore=live)
         self.net = net
         self.attack = attack if attack is not None else self.default_attack()
         if self.attack is not None and self.attack.targeted:
