@@ -24,7 +24,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from . import callbacks, data, methods, nets
 from .callbacks import Attack, ImageGrid, ProgressBar, RobustEvaluation
 from .callbacks.checkpoints import BestCheckpoint, LastCheckpoint
-from .callbacks.evaluation import check_names
+from .callbacks.outcome import check_names
 from .cli_errors import arguments_of, one_line
 from .data import ImageDataModule
 from .functional.ratio import Ratio

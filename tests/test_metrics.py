@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from robust_pl.callbacks import FGSM, PGD
-from robust_pl.callbacks.evaluation import Outcome, attack_batch, check_names, score
+from robust_pl.callbacks.outcome import Outcome, attack_batch, check_names, score
 from robust_pl.metrics import AttackCost, ClassAccuracy, Scoreboard
 from robust_pl.metrics.scoreboard import as_metrics, as_table
 

@@ -10,7 +10,8 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from ..evaluation import Outcome, RobustEvaluation
+from ..evaluation import RobustEvaluation
+from ..outcome import Outcome
 
 _CELL, _GAP, _CAPTION, _MARGIN = 96, 6, 14, 110
 

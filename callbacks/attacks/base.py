@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import warnings
-from abc import ABC, abstractmethod
-from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import Any, Literal
+from abc import abstractmethod
+from typing import Literal
 
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor, nn
 
 from ...functional import losses
 from ...functional.geometry import NORMS, Norm
+from ..evaluation import RobustEvaluation
+from ..outcome import EvaluationAttack
 from .checks import (
     COMPLAINTS,
     DEFAULT_EPS,
@@ -28,32 +28,13 @@ from .checks import (
 )
 from .draws import Draws, SampleDraws, StreamDraws, seed_from
 from .prepare import BN_MODES, BNMode, prepared
-from .problem import Objective, Problem, RandomStart
+from .problem import Attacked, Objective, Problem, RandomStart
 
 ObjectiveName = Literal["ce", "kl", "margin"]
 OBJECTIVES = {"ce": losses.cross_entropy, "kl": losses.kl_divergence, "margin": losses.margin}
 
 
-@dataclass(frozen=True)
-class Attacked:
-    """What one call of an attack found and spent.
-
-    Args:
-        x_adv: adversarial pixels (B, C, H, W).
-        forwards: forward passes, summed over samples.
-        backwards: backward passes, summed over samples.
-        start: the point of the first gradient, (B, C, H, W); None if no gradient was taken.
-        first_logits: logits at ``start``, (B, K), in the attack's ``bn_mode``.
-    """
-
-    x_adv: Tensor
-    forwards: int
-    backwards: int
-    start: Tensor | None = None
-    first_logits: Tensor | None = None
-
-
-class Attack(Callback, ABC):
+class Attack(EvaluationAttack):
     """Base of all attacks. A subclass defines :meth:`perturb`; everything around it happens here once.
 
     As a callable, ``attack(model, x, y)`` returns adversarial pixels. As a callback it is one of the evaluation attacks of a
@@ -73,13 +54,6 @@ class Attack(Callback, ABC):
     Raises:
         ValueError: if an argument is out of its range.
     """
-
-    name: str | None = None
-    """Key of the metrics, ``acc_<name>``; the command line sets it to the key of the ``attacks`` map."""
-    stages: tuple[str, ...] = ("validate", "test", "predict")
-    """Where the callback takes part."""
-    fitted: bool = False
-    """Whether an evaluation need not call :meth:`fit` again."""
 
     def __init__(
         self,
@@ -124,24 +98,6 @@ class Attack(Callback, ABC):
         ``problem`` gives ``gradient(x_adv)``, ``logits(x_adv)``, ``steepest(gradient)``, ``project(x_adv)``,
         ``random_start(kind)``, ``eps`` and random ``draws``, and counts what is spent.
         """
-
-    def fit(self, model: nn.Module, data: Iterable[Any]) -> None:
-        """Look at training data before an evaluation; only attacks that must, such as universal ones, define it.
-
-        Args:
-            model: the network that will be attacked: in eval mode, with frozen parameters and gradients on.
-            data: batches of (x, y) or (x, y, index).
-        """
-
-    def fit_to(self, model: nn.Module, data: Iterable[Any]) -> None:
-        """Call :meth:`fit` with the network prepared as for an attack."""
-        with prepared(model, "eval"):
-            self.fit(model, data)
-
-    @property
-    def must_fit(self) -> bool:
-        """Whether the class defines :meth:`fit`."""
-        return type(self).fit is not Attack.fit
 
     def __call__(self, model: nn.Module, x: Tensor, y: Tensor, *, eps: Number | Tensor | None = None) -> Tensor:
         """Attack ``model``, which maps pixels in [0, 1] to logits.
@@ -260,8 +216,6 @@ class Attack(Callback, ABC):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Make sure that somebody evaluates the attacks, also where the module is not one of ours."""
-        from ..evaluation import RobustEvaluation
-
         RobustEvaluation.ensure(trainer)
 
     # What happens around perturb -------------------------------------------------------------------------------------

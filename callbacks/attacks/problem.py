@@ -45,6 +45,25 @@ class Objective:
         return Objective(self.loss, tuple(tensor[mask] for tensor in self.given))
 
 
+@dataclass(frozen=True)
+class Attacked:
+    """What one call of an attack found and spent.
+
+    Args:
+        x_adv: adversarial pixels (B, C, H, W).
+        forwards: forward passes, summed over samples.
+        backwards: backward passes, summed over samples.
+        start: the point of the first gradient, (B, C, H, W); None if no gradient was taken.
+        first_logits: logits at ``start``, (B, K), in the attack's ``bn_mode``.
+    """
+
+    x_adv: Tensor
+    forwards: int
+    backwards: int
+    start: Tensor | None = None
+    first_logits: Tensor | None = None
+
+
 class Problem:
     """The inner problem of one call: maximise ``objective(model(x_adv))`` inside the ball and the box.
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ..callbacks.attacks.base import Attack
 from ..callbacks.attacks.prepare import evaluating
-from ..callbacks.evaluation import attack_batch, check_names, score
+from ..callbacks.outcome import attack_batch, check_names, score
 from ..metrics.scoreboard import Row, Scoreboard, as_metrics, as_table
 
 Data = LightningDataModule | Iterable[Any] | tuple[Tensor, Tensor]
