@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from PIL import Image
 
 import robust_pl as package
 from robust_pl.callbacks import FGSM, PGD
@@ -187,3 +188,20 @@ def test_every_shipped_config_round_trips(
 def test_version(robust_pl: CLI, capsys: pytest.CaptureFixture[str]) -> None:
     robust_pl("--version")
     assert capsys.readouterr().out == f"robust-pl {package.__version__}\n"
+
+
+def test_callbacks_of_the_user_take_the_place_of_ours(robust_pl: CLI, tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = yaml.safe_load(tiny.read_text())
+    config["trainer"]["callbacks"] = [
+        {"class_path": "lightning.pytorch.callbacks.ModelCheckpoint", "init_args": {"save_top_k": -1, "filename": "{epoch}"}},
+        {"class_path": "RobustEvaluation", "init_args": {"num_classes": 10}},
+        {"class_path": "ImageGrid", "init_args": {"samples": 3}},
+    ]
+    tiny.write_text(yaml.safe_dump(config))
+    robust_pl("fit", "-c", tiny, "--trainer.max_epochs", 1)
+    assert len(list(Path("runs/tiny").rglob("epoch=0.ckpt"))) == 1
+    with Image.open("runs/tiny/images/val_epoch000_pgd.png") as picture:
+        assert picture.size[0] == 110 + 3 * 102
+    capsys.readouterr()
+    robust_pl("test", "--ckpt_path", BEST)
+    assert capsys.readouterr().out.count("worst of all") == 1
