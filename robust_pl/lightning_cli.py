@@ -49,7 +49,7 @@ class Run:
         tags: of wandb.
         monitor: metric that chooses ``best.ckpt``, the higher the better; None takes ``val/acc_worst``, or ``val/acc_clean``
             where nothing attacks in validation.
-        save_every_n_steps: write ``last.ckpt`` every so many training steps; None writes it at the end of every epoch.
+        save_every_n_steps: write ``last.ckpt`` also every so many training steps, and not only at the end of every epoch.
     """
 
     name: str | None = None
@@ -251,7 +251,10 @@ class RobustCLI(LightningCLI):
             raise ValueError(f"run.monitor={monitor} needs an attack in validation: name one with --attacks")
         if monitor.startswith("val/acc_") and not settings.get("callbacks") and monitor not in known:
             raise ValueError(f"run.monitor={monitor!r} will never be logged: choose one of {', '.join(known)}")
-        return [BestCheckpoint(folder, monitor), LastCheckpoint(folder, config.run.save_every_n_steps)]
+        callbacks: list[Callback] = [BestCheckpoint(folder, monitor), LastCheckpoint(folder)]
+        if config.run.save_every_n_steps is not None:
+            callbacks.append(LastCheckpoint(folder, config.run.save_every_n_steps))
+        return callbacks
 
     def _loggers(self, run: RunFolder, config: dict[str, Any]) -> list[Logger]:
         settings = config["run"]
