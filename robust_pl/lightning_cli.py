@@ -13,11 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from jsonargparse.typing import register_type
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint, LearningRateMonitor
 from lightning.pytorch.callbacks import ProgressBar as LightningBar
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, _InstantiatorFn
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
@@ -25,16 +24,11 @@ from . import callbacks, data, methods, nets
 from .callbacks import Attack, ImageGrid, ProgressBar, RobustEvaluation
 from .callbacks.checkpoints import BestCheckpoint, LastCheckpoint
 from .callbacks.outcome import check_names
-from .cli_errors import arguments_of, one_line
+from .cli_parser import NET, Instantiator, Parser
 from .data import ImageDataModule
-from .functional.ratio import Ratio
 from .methods import Method
 from .run_folder import RunFolder, versions
 from .trust import CONFIG_KEY
-
-NET = "model.init_args.net.init_args"
-
-register_type(Ratio, serializer=str, deserializer=Ratio)
 
 
 @dataclass
@@ -61,16 +55,6 @@ class Run:
     save_every_n_steps: int | None = None
 
 
-class Parser(LightningArgumentParser):
-    """Says what is wrong in one line."""
-
-    def error(self, message: str, ex: Exception | None = None) -> None:  # type: ignore[override]
-        if os.environ.get("ROBUST_PL_TRACEBACK"):
-            super().error(message, ex)
-        print(f"robust-pl: error: {one_line(message, sys.argv)}", file=sys.stderr)
-        sys.exit(2)
-
-
 class StoreConfig(Callback):
     """Puts the whole experiment into each checkpoint, so that it can be tested without its YAML."""
 
@@ -79,23 +63,6 @@ class StoreConfig(Callback):
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         checkpoint[CONFIG_KEY] = self.config
-
-
-class Instantiator(_InstantiatorFn):
-    """Stores as hyper-parameters what the data linked to the network only where the network takes it.
-
-    Lightning writes every link down, so that a network without ``in_channels`` could not be rebuilt from a checkpoint.
-    """
-
-    def __call__(self, class_type: type[Any], *args: Any, applied_instantiation_links: dict[str, Any], **kwargs: Any) -> Any:
-        self.cli._dump_config()
-        net = self.cli.config_dump.get(self.key, {}).get("init_args", {}).get("net") or {}
-        links = applied_instantiation_links
-        if "class_path" in net:
-            net.setdefault("init_args", {})
-            taken = arguments_of(net["class_path"])
-            links = {k: v for k, v in links.items() if not k.startswith(NET) or k.rsplit(".", 1)[-1] in taken}
-        return super().__call__(class_type, *args, applied_instantiation_links=links, **kwargs)
 
 
 class RobustCLI(LightningCLI):

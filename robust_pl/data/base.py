@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from abc import ABC, abstractmethod
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from .images import Images
 from .loaders import EvalLoader, TrainLoader, TrainOrder
 
 
-class ImageDataModule(LightningDataModule):
+class ImageDataModule(LightningDataModule, ABC):
     """Images in batches ``(x, y, index)``; a subclass says where the files are and how a sample is read.
 
     ``x`` is float32 (B, C, H, W) in [0, 1], never normalised; ``y`` int64 (B,); ``index`` int64 (B,), the position in
@@ -72,13 +73,13 @@ class ImageDataModule(LightningDataModule):
         if val_size < 0 or (isinstance(val_size, float) and val_size >= 1):
             raise ValueError(f"val_size must be a fraction in [0, 1) or a whole number of samples, not {val_size}")
 
+    @abstractmethod
     def load_train(self) -> Images:
         """The whole training set, validation samples included."""
-        raise NotImplementedError(f"{type(self).__name__} must define load_train()")
 
+    @abstractmethod
     def load_test(self) -> Images:
         """The test set."""
-        raise NotImplementedError(f"{type(self).__name__} must define load_test()")
 
     @property
     def num_classes(self) -> int:
