@@ -22,10 +22,12 @@ def public_names() -> list[str]:
 
 
 def arguments_of(class_path: str) -> list[str]:
-    """Names of the arguments that a class takes; none if there is no such class."""
+    """Names of the arguments that a config may give a class, also through its ``**kwargs``; none if there is no such class."""
+    from jsonargparse._parameter_resolvers import get_signature_parameters
+
     module, _, name = class_path.rpartition(".")
     try:
-        return list(inspect.signature(getattr(importlib.import_module(module), name)).parameters)
+        return [p.name for p in get_signature_parameters(getattr(importlib.import_module(module), name), "__init__")]
     except (ImportError, AttributeError, ValueError):
         return []
 

@@ -205,3 +205,15 @@ def test_callbacks_of_the_user_take_the_place_of_ours(robust_pl: CLI, tiny: Path
     capsys.readouterr()
     robust_pl("test", "--ckpt_path", BEST)
     assert capsys.readouterr().out.count("worst of all") == 1
+
+
+def test_a_network_that_passes_its_arguments_on_is_rebuilt(robust_pl: CLI, tiny: Path) -> None:
+    Path("mynets.py").write_text(
+        "from robust_pl.nets import SmallCNN\n"
+        "class Mine(SmallCNN):\n"
+        "    def __init__(self, width: int = 4, **kwargs):\n"
+        "        super().__init__(width=width, **kwargs)\n"
+    )
+    robust_pl("fit", "-c", tiny, "--trainer.max_epochs", 1, "--model.init_args.net", "mynets.Mine")
+    net = package.load_model("runs/tiny", named=["mynets.Mine"])
+    assert net(torch.rand(2, 1, 8, 8)).shape == (2, 10)
