@@ -74,7 +74,7 @@ def evaluate(
         for name, attack in attacks.items():
             if attack.must_fit:
                 if not isinstance(data, LightningDataModule):
-                    raise ValueError(f"the attack {name!r} must see training data first: pass a data module, or fit() it")
+                    raise ValueError(f"the attack {name!r} must see training data first: pass a data module")
                 data.prepare_data()
                 data.setup("fit")
                 attack.fit_to(model, data.train_dataloader())
