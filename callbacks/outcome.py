@@ -16,8 +16,8 @@ from ..functional import geometry
 from ..functional.geometry import Norm
 from ..functional.losses import cross_entropy
 from ..metrics.scoreboard import CLEAN, WORST, Scoreboard
+from .attacks.ledger import Attacked
 from .attacks.prepare import prepared
-from .attacks.problem import Attacked
 
 
 class EvaluationAttack(Callback, ABC):

@@ -12,7 +12,8 @@ import torch
 from torch import nn
 
 from robust_pl.callbacks import FGSM, PGD, Attack
-from robust_pl.callbacks.attacks.problem import Attacked, Objective
+from robust_pl.callbacks.attacks.ledger import Attacked
+from robust_pl.callbacks.attacks.problem import Objective
 from robust_pl.functional import geometry, losses
 from robust_pl.functional.gradients import input_gradient
 from robust_pl.functional.ratio import Ratio

@@ -14,21 +14,8 @@ from robust_pl.callbacks.attacks.draws import CHUNK, SampleDraws, StreamDraws, s
 from robust_pl.callbacks.attacks.problem import Objective
 from robust_pl.functional import geometry, losses
 from robust_pl.nets import Normalize
+from tests.attack_table import ATTACKS
 
-# Every attack is listed here and nowhere else. Arguments that tests override (seed) are left out.
-ATTACKS = [
-    ("fgsm", partial(FGSM, 0.1)),
-    ("fgsm_l2", partial(FGSM, 1.0, norm="l2")),
-    ("fgsm_l1", partial(FGSM, 6.0, norm="l1", random_start=True)),
-    ("fgsm_fast", partial(FGSM, 0.1, step_size=0.125, random_start=True)),
-    ("pgd", partial(PGD, 0.1, steps=3)),
-    ("pgd_l2", partial(PGD, 1.0, steps=3, norm="l2")),
-    ("pgd_l1", partial(PGD, 6.0, steps=8, norm="l1")),
-    ("pgd_trades", partial(PGD, 0.1, 0.04, steps=4, random_start="normal", objective="kl")),
-    ("pgd_margin_restarts", partial(PGD, 0.1, steps=3, objective="margin", restarts=2)),
-    ("pgd_targeted", partial(PGD, 0.2, steps=3, targeted=True)),
-    ("pgd_no_track", partial(PGD, 0.1, steps=3, bn_mode="train_no_track")),
-]
 CLASSES = 3
 every_attack = pytest.mark.parametrize("make", [pytest.param(make, id=name) for name, make in ATTACKS])
 
@@ -632,7 +619,7 @@ class Scripted(Attack):
     """Returns one prepared image a try, and notes where a random start would have been."""
 
     def __init__(self, script, restarts):
-        super().__init__(1.0, objective="ce", restarts=restarts)
+        super().__init__(0.5, objective="ce", restarts=restarts)
         self.script, self.starts = list(script), []
 
     def perturb(self, problem, x, y):

@@ -22,7 +22,7 @@ class Probe(Callback):
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
         rank = trainer.global_rank
         x = torch.full((1, 1, 8, 8), 0.5)
-        draws = pl_module.attack._draws(None, rank, 0, torch.device("cpu"))
+        draws = pl_module.attack._draws(None, rank, torch.device("cpu"))
         torch.save({"weights": pl_module.state_dict(), "draw": draws.uniform(x), "index": batch[2]}, f"rank{rank}.pt")
 
 class StopAfterEpoch(Callback):

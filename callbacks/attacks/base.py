@@ -11,13 +11,15 @@ from lightning.pytorch import LightningModule, Trainer
 from torch import Tensor, nn
 
 from ...functional import losses
-from ...functional.geometry import NORMS, Norm
+from ...functional.geometry import NORMS, Norm, size
 from ..evaluation import RobustEvaluation
 from ..outcome import EvaluationAttack
+from .best import Best
 from .checks import (
     COMPLAINTS,
     DEFAULT_EPS,
     Number,
+    RandomStart,
     check_eps,
     check_kl,
     check_shapes,
@@ -27,8 +29,9 @@ from .checks import (
     per_sample_eps,
 )
 from .draws import Draws, SampleDraws, StreamDraws, seed_from
+from .ledger import Attacked, Progress
 from .prepare import BN_MODES, BNMode, prepared
-from .problem import Attacked, Objective, Problem, RandomStart
+from .problem import Objective, Problem
 
 ObjectiveName = Literal["ce", "kl", "margin"]
 OBJECTIVES = {"ce": losses.cross_entropy, "kl": losses.kl_divergence, "margin": losses.margin}
@@ -96,7 +99,8 @@ class Attack(EvaluationAttack):
         """One try: return x_adv (B, C, H, W) inside the ball and the box.
 
         ``problem`` gives ``gradient(x_adv)``, ``logits(x_adv)``, ``steepest(gradient)``, ``project(x_adv)``,
-        ``random_start(kind)``, ``eps`` and random ``draws``, and counts what is spent.
+        ``random_start(kind)``, ``fooled(logits)``, ``eps`` and random ``draws``, ``rows(standing)`` for a smaller problem,
+        and counts what is spent.
         """
 
     def __call__(self, model: nn.Module, x: Tensor, y: Tensor, *, eps: Number | Tensor | None = None) -> Tensor:
@@ -127,6 +131,7 @@ class Attack(EvaluationAttack):
         index: Tensor | None = None,
         rank: int = 0,
         careful: bool = True,
+        progress: Progress | None = None,
     ) -> Attacked:
         """Attack, and also say what was spent on the way.
 
@@ -141,6 +146,7 @@ class Attack(EvaluationAttack):
             rank: process, so that training starts differ between processes.
             careful: look at values now. False puts that off to :meth:`raise_if_violated`, so that a GPU need not wait, and
                 leaves out labels and softmax, which a method looks at on its first batch.
+            progress: keeps finished parts of a long attack and shows how far it is.
         """
         check_shapes(x, y)
         radius = self.eps if eps is None else check_eps(eps, self.norm)
@@ -157,15 +163,15 @@ class Attack(EvaluationAttack):
                 eps=radius,
                 norm=self.norm,
                 objective=Objective(losses.cross_entropy, (y,)),
-                draws=self._draws(index, rank, restart=0, device=x.device),
+                draws=self._draws(index, rank, x.device),
                 dtype=x.dtype,
                 careful=careful,
+                targeted=self.targeted,
+                progress=progress,
             )
             self._verify("input", outside_box(clean), careful, clean)
             problem.objective = self._objective(problem, objective)
-            x_adv = self.perturb(problem, problem.x, problem.y).detach()
-            if self.restarts > 1:
-                x_adv = self._restart(problem, x_adv, index, rank)
+            x_adv = self.attempt(problem)
             if x_adv.shape != x.shape:
                 raise ValueError(
                     f"{type(self).__name__} returned shape {tuple(x_adv.shape)} for images of shape {tuple(x.shape)}: "
@@ -173,14 +179,35 @@ class Attack(EvaluationAttack):
                 )
             # Against the caller's x: what perturb() was given it may have changed in place.
             delta = x_adv - x.detach().to(wide)
-            self._verify("gradient", problem.bad_gradient, careful)
+            self._verify("gradient", problem.ledger.bad_gradient, careful)
             self._verify("result", outside_box(x_adv), careful, x_adv)
-            self._verify("ball", outside_ball(delta, radius, self.norm), careful, delta)
+            norms = size(delta, self.norm)
+            self._verify("ball", outside_ball(norms, radius, self.norm), careful, norms)
         self.calls += 1
         self.samples += len(x)
-        self.forwards += problem.forwards
-        self.backwards += problem.backwards
-        return Attacked(x_adv, problem.forwards, problem.backwards, problem.start, problem.first_logits)
+        ledger = problem.ledger
+        self.forwards += ledger.forwards.total
+        self.backwards += ledger.backwards.total
+        return Attacked(x_adv, ledger.forwards, ledger.backwards, ledger.start, ledger.first_logits, ledger.robust, norms)
+
+    def attempt(self, problem: Problem) -> Tensor:
+        """All tries: :meth:`perturb`, and again where it failed, as often as ``restarts`` says.
+
+        What an attack made of other attacks calls on each, with a problem of its own.
+        """
+        x_adv = self.perturb(problem, problem.x, problem.y).detach()
+        if self.restarts == 1 or x_adv.shape != problem.x.shape:
+            return x_adv
+        best = Best(problem)
+        best.offer(x_adv, problem.logits(x_adv))
+        for restart in range(1, self.restarts):
+            rows = best.standing.nonzero().squeeze(1)
+            if not len(rows):
+                break
+            part = problem.rows(rows, problem.draws.fork(restart).rows(rows))
+            x_adv = self.perturb(part, part.x, part.y).detach()
+            best.offer(x_adv, part.logits(x_adv), rows)
+        return best.x_adv
 
     def raise_if_violated(self) -> None:
         """Report what calls with ``careful=False`` saw; makes the device wait once."""
@@ -220,10 +247,10 @@ class Attack(EvaluationAttack):
 
     # What happens around perturb -------------------------------------------------------------------------------------
 
-    def _draws(self, index: Tensor | None, rank: int, restart: int, device: torch.device) -> Draws:
+    def _draws(self, index: Tensor | None, rank: int, device: torch.device) -> Draws:
         if index is not None:
-            return SampleDraws((self.seed, self.name or type(self).__name__, restart), index)
-        return StreamDraws(seed_from(self.seed, rank, self.calls, restart), device)
+            return SampleDraws((self.seed, self.name or type(self).__name__, 0), index)
+        return StreamDraws(seed_from(self.seed, rank, self.calls, 0), device)
 
     def _objective(self, problem: Problem, callers: ObjectiveName | Objective | None) -> Objective:
         chosen = self.objective or callers or "ce"
@@ -236,34 +263,6 @@ class Attack(EvaluationAttack):
         if not self.targeted:
             return chosen
         return Objective(lambda logits, *given: -chosen.loss(logits, *given), chosen.given)
-
-    def _restart(self, problem: Problem, x_adv: Tensor, index: Tensor | None, rank: int) -> Tensor:
-        """Try again where the attack failed; keep what fools the network, else what has the larger objective."""
-        x_adv = x_adv.clone()
-        logits = problem.logits(x_adv)
-        standing, value = ~self._reached(logits, problem.y), problem.objective(logits)
-        for restart in range(1, self.restarts):
-            if not standing.any():
-                break
-            rows = standing.nonzero().squeeze(1)
-            part_index = None if index is None else index.to(rows.device)[rows]
-            draws = self._draws(part_index, rank, restart, problem.x.device)
-            part = problem.rows(rows, draws)
-            candidate = self.perturb(part, part.x, part.y).detach()
-            logits = part.logits(candidate)
-            reached, new = self._reached(logits, part.y), part.objective(logits)
-            better = reached | (new > value[rows])
-            x_adv[rows[better]] = candidate[better]
-            value[rows] = torch.maximum(value[rows], new)
-            standing[rows[reached]] = False
-            problem.forwards += part.forwards
-            problem.backwards += part.backwards
-            problem.bad_gradient |= part.bad_gradient
-        return x_adv
-
-    def _reached(self, logits: Tensor, y: Tensor) -> Tensor:
-        hit = logits.argmax(1) == losses.hard(y)
-        return hit if self.targeted else ~hit
 
     def _verify(self, kind: str, bad: Tensor, careful: bool, found: Tensor | None = None) -> None:
         if careful:

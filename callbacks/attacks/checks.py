@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import warnings
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from ...functional import geometry
 from ...functional.geometry import Norm
+from ...functional.losses import hard
 from ...functional.ratio import Ratio
-from .problem import RandomStart
 
 Number = Ratio | float
+RandomStart = bool | Literal["normal"]
 DEFAULT_EPS = Ratio("8/255")
 _BOX_TOLERANCE = 1e-6
+_SOFTMAX_TOLERANCE = 1e-4
 
 COMPLAINTS = {
     "input": "{attack} was given images with values outside [0, 1] or NaN{found}: scale pixels to [0, 1] in the data, and put "
@@ -81,12 +83,12 @@ def outside_box(x: Tensor) -> Tensor:
     return ~((x >= -_BOX_TOLERANCE) & (x <= 1 + _BOX_TOLERANCE)).all()
 
 
-def outside_ball(delta: Tensor, eps: float | Tensor, norm: Norm) -> Tensor:
-    """Whether any perturbation is larger than eps, a bool tensor ()."""
+def outside_ball(norms: Tensor, eps: float | Tensor, norm: Norm) -> Tensor:
+    """Whether any perturbation, of size ``norms`` (B,), is larger than eps, a bool tensor ()."""
     allowed = eps.flatten() if isinstance(eps, Tensor) else eps
     # Rounding of x + delta: one unit in the last place of 1 for linf, its sum over pixels for the others.
     slack = 1e-6 if norm == "linf" else 1e-6 + 1e-4 * allowed
-    return (geometry.size(delta, norm) > allowed + slack).any()
+    return (norms > allowed + slack).any()
 
 
 def check_shapes(x: Tensor, y: Tensor) -> None:
@@ -107,3 +109,38 @@ def per_sample_eps(eps: Tensor, x: Tensor) -> Tensor:
         raise ValueError(f"eps has shape {tuple(eps.shape)}: per-sample eps for this batch is ({len(x)}, 1, 1, 1)")
     eps = eps.to(x.device, torch.promote_types(x.dtype, torch.float32))
     return eps.expand(len(x), 1, 1, 1) if eps.dim() else eps
+
+
+def check_logits(logits: Tensor, y: Tensor, *, values: bool = True) -> None:
+    """Refuse what is not a matrix of logits (B, K) for labels ``y``.
+
+    Raises:
+        TypeError: if the network returns no tensor.
+        ValueError: if the shape is wrong, a label has no logit, or the values are probabilities.
+    """
+    if not isinstance(logits, Tensor):
+        raise TypeError(f"the network returned a {type(logits).__name__}: an attack needs a tensor of logits (B, K)")
+    if logits.dim() != 2 or len(logits) != len(y):
+        raise ValueError(f"the network returned shape {tuple(logits.shape)} for {len(y)} samples: logits are (B, K)")
+    if y.dim() == 2 and y.shape[1] != logits.shape[1]:
+        raise ValueError(f"mixed labels have {y.shape[1]} classes and the logits {logits.shape[1]}: set num_classes")
+    if not values:
+        return
+    if not hard(y).min() >= 0 or not hard(y).max() < logits.shape[1]:
+        raise ValueError(
+            f"labels run from {hard(y).min().item()} to {hard(y).max().item()} and the network has {logits.shape[1]} logits: "
+            "labels must lie in [0, number of classes); check the data's labels and num_classes"
+        )
+    if looks_like_softmax(logits.detach()):
+        raise ValueError(
+            "the network's output sums to 1 and has no negative entry: it looks like softmax, whose gradients vanish "
+            "where the network is sure; return logits instead"
+        )
+
+
+def looks_like_softmax(logits: Tensor) -> bool:
+    """Whether every row of (B, K) is a probability vector."""
+    if logits.shape[1] < 2:
+        return False
+    sums = logits.float().sum(1)
+    return bool((logits >= 0).all() and ((sums - 1).abs() < _SOFTMAX_TOLERANCE).all())

@@ -6,9 +6,9 @@ from torch import Tensor
 
 from ...functional.geometry import Norm
 from .base import Attack, ObjectiveName
-from .checks import DEFAULT_EPS, Number, check_step_size
+from .checks import DEFAULT_EPS, Number, RandomStart, check_step_size
 from .prepare import BNMode
-from .problem import Problem, RandomStart
+from .problem import Problem
 
 
 class PGD(Attack):

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from copy import copy
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
@@ -13,12 +13,12 @@ from ...functional import geometry
 from ...functional.geometry import Norm
 from ...functional.gradients import input_gradient
 from ...functional.losses import hard
+from .checks import RandomStart, check_logits
 from .draws import Draws
+from .ledger import Ledger, Progress
 
 Classifier = Callable[[Tensor], Tensor]
-RandomStart = bool | Literal["normal"]
 _TRADES_START = 0.001
-_SOFTMAX_TOLERANCE = 1e-4
 
 
 @dataclass(frozen=True)
@@ -44,39 +44,31 @@ class Objective:
         """The same objective for the samples that ``mask`` (B,) keeps."""
         return Objective(self.loss, tuple(tensor[mask] for tensor in self.given))
 
-
-@dataclass(frozen=True)
-class Attacked:
-    """What one call of an attack found and spent.
-
-    Args:
-        x_adv: adversarial pixels (B, C, H, W).
-        forwards: forward passes, summed over samples.
-        backwards: backward passes, summed over samples.
-        start: the point of the first gradient, (B, C, H, W); None if no gradient was taken.
-        first_logits: logits at ``start``, (B, K), in the attack's ``bn_mode``.
-    """
-
-    x_adv: Tensor
-    forwards: int
-    backwards: int
-    start: Tensor | None = None
-    first_logits: Tensor | None = None
+    def copies(self, times: int) -> Objective:
+        """The same objective for the whole batch so many times over."""
+        if times == 1:
+            return self
+        return Objective(self.loss, tuple(t.repeat(times, *[1] * (t.dim() - 1)) for t in self.given))
 
 
 class Problem:
     """The inner problem of one call: maximise ``objective(model(x_adv))`` inside the ball and the box.
 
+    Every method that goes through the network also takes the whole batch several times over, ``torch.cat([a, b, ...])``,
+    and counts it so. For some of the samples alone make a smaller problem with :meth:`rows`.
+
     Args:
         model: maps pixels in [0, 1] to logits, already prepared.
         x: clean pixels (B, C, H, W), float32 or wider.
-        y: labels (B,), or (B, K) if mixed.
+        y: labels (B,), or (B, K) if mixed; the labels to reach if ``targeted``.
         eps: radius, a number or (B, 1, 1, 1).
         norm: which ball.
         objective: what to maximise.
         draws: random numbers.
         dtype: what the network is fed with; the perturbation itself stays in the dtype of ``x``.
         careful: look at the values of the first logits and labels, which makes a GPU wait for them.
+        targeted: whether success is to reach ``y`` rather than to leave it.
+        progress: who follows the call.
     """
 
     def __init__(
@@ -91,30 +83,61 @@ class Problem:
         draws: Draws,
         dtype: torch.dtype,
         careful: bool = True,
+        targeted: bool = False,
+        progress: Progress | None = None,
     ) -> None:
         self.model, self.x, self.y = model, x, y
         self.eps, self.norm, self.objective = eps, norm, objective
-        self.draws, self.dtype, self.careful = draws, dtype, careful
-        self.forwards = 0
-        self.backwards = 0
-        self.bad_gradient = torch.zeros((), dtype=torch.bool, device=x.device)
-        self.start: Tensor | None = None
-        self.first_logits: Tensor | None = None
+        self.draws, self.dtype, self.careful, self.targeted = draws, dtype, careful, targeted
+        self.ids: Tensor | None = None
+        self.ledger = Ledger(len(x), x.device, progress or Progress())
 
     def logits(self, x_adv: Tensor) -> Tensor:
         """One forward pass without a graph: (B, C, H, W) -> (B, K)."""
         with torch.no_grad():
             return self._forward(x_adv)
 
-    def gradient(self, x_adv: Tensor) -> Tensor:
+    def gradient(self, x_adv: Tensor, objective: Callable[[Tensor], Tensor] | None = None) -> Tensor:
         """Gradient of the objective at ``x_adv``: one forward and one backward pass."""
-        gradient, logits = input_gradient(self._forward, x_adv, self.objective)
-        self.backwards += len(x_adv)
+        return self.gradient_and_logits(x_adv, objective)[0]
+
+    def gradient_and_logits(self, x_adv: Tensor, objective: Callable[[Tensor], Tensor] | None = None) -> tuple[Tensor, Tensor]:
+        """Gradient of the objective at ``x_adv`` and the logits there: one forward and one backward pass.
+
+        Args:
+            x_adv: pixels (B, C, H, W), or the batch n times over, (nB, C, H, W).
+            objective: maps the logits (nB, K) to one value each, (nB,); None takes the problem's own.
+        """
+        times = self._times(x_adv)
+        gradient, logits = input_gradient(self._forward, x_adv, objective or self.objective.copies(times))
+        self.ledger.backwards.add(times, self.ids)
         # The sign of NaN is 0, so a broken network would look robust.
-        self.bad_gradient |= ~gradient.isfinite().all()
-        if self.start is None:
-            self.start, self.first_logits = x_adv.detach(), logits
-        return gradient
+        self.ledger.bad_gradient |= ~gradient.isfinite().all()
+        if self.ledger.start is None and self.ids is None and times == 1:
+            self.ledger.start, self.ledger.first_logits = x_adv.detach(), logits
+        return gradient, logits
+
+    def jacobian(self, x_adv: Tensor, classes: Tensor) -> tuple[Tensor, Tensor]:
+        """Gradients of the logits ``classes`` (B, k), as (B, k, C, H, W), and all logits (B, K).
+
+        Costs one forward and k backward passes.
+        """
+        x_adv = x_adv.detach().requires_grad_()
+        with torch.enable_grad():
+            logits = self._forward(x_adv)
+            chosen = logits.gather(1, classes).sum(0)
+            last = len(chosen) - 1
+            rows = [torch.autograd.grad(value, x_adv, retain_graph=i < last)[0] for i, value in enumerate(chosen)]
+        jacobian = torch.stack(rows, 1)
+        self.ledger.backwards.add(len(chosen) * self._times(x_adv), self.ids)
+        self.ledger.bad_gradient |= ~jacobian.isfinite().all()
+        return jacobian, logits.detach()
+
+    def fooled(self, logits: Tensor) -> Tensor:
+        """Whether each of (nB, K) is a success, bool (nB,): misclassified or, if targeted, classified as asked."""
+        y = hard(self.y)
+        hit = logits.argmax(1) == y.repeat(len(logits) // len(y))
+        return hit if self.targeted else ~hit
 
     def project(self, x_adv: Tensor) -> Tensor:
         """Back into the ball and the box."""
@@ -123,6 +146,10 @@ class Problem:
     def steepest(self, gradient: Tensor) -> Tensor:
         """Unit step of this norm along which the objective rises fastest."""
         return geometry.steepest(gradient, self.norm)
+
+    def size(self, x_adv: Tensor) -> Tensor:
+        """Size of each perturbation in this norm, (B,)."""
+        return geometry.size(x_adv - self.x, self.norm)
 
     def random_start(self, kind: RandomStart) -> Tensor:
         """Where to begin: ``x``, a random point of the ball, or (``normal``) TRADES' x + 0.001 * N(0, 1).
@@ -143,59 +170,35 @@ class Problem:
         radius = self.draws.uniform(self.x[:, :1, :1, :1]) * self.eps
         return self.project(self.x + radius * direction / length)
 
-    def rows(self, mask: Tensor, draws: Draws) -> Problem:
-        """The same problem for the samples that ``mask`` (B,) keeps, with other random numbers."""
-        eps = self.eps[mask] if isinstance(self.eps, Tensor) and self.eps.dim() else self.eps
-        return Problem(
-            self.model,
-            self.x[mask],
-            self.y[mask],
-            eps=eps,
-            norm=self.norm,
-            objective=self.objective.rows(mask),
-            draws=draws,
-            dtype=self.dtype,
-            careful=False,
-        )
+    def rows(self, rows: Tensor, draws: Draws | None = None) -> Problem:
+        """The same problem for the samples that ``rows`` keeps, a mask (B,) or positions (n,).
+
+        What it spends counts as spent by this one. Its random numbers go on where those of this one are, unless ``draws``
+        are given.
+        """
+        rows = rows.nonzero().squeeze(1) if rows.dtype == torch.bool else rows
+        part = copy(self)
+        part.x, part.y, part.objective = self.x[rows], self.y[rows], self.objective.rows(rows)
+        part.eps = self.eps[rows] if isinstance(self.eps, Tensor) and self.eps.dim() else self.eps
+        part.draws = draws or self.draws.rows(rows)
+        part.ids = rows if self.ids is None else self.ids[rows]
+        part.careful = False
+        return part
+
+    def _times(self, x_adv: Tensor) -> int:
+        times, rest = divmod(len(x_adv), len(self.x))
+        if rest:
+            raise ValueError(
+                f"{len(x_adv)} images were passed for {len(self.x)} samples: pass the whole batch, once or several times "
+                "over, or make a smaller problem with problem.rows(rows)"
+            )
+        return times
 
     def _forward(self, x_adv: Tensor) -> Tensor:
+        times = self._times(x_adv)
         logits = self.model(x_adv.to(self.dtype))
-        if not self.forwards:
-            check_logits(logits, self.y, values=self.careful)
-        self.forwards += len(x_adv)
+        if not self.ledger.checked:
+            check_logits(logits, self.y.repeat(times, *[1] * (self.y.dim() - 1)), values=self.careful)
+            self.ledger.checked = True
+        self.ledger.forwards.add(times, self.ids)
         return logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
-
-
-def check_logits(logits: Tensor, y: Tensor, *, values: bool = True) -> None:
-    """Refuse what is not a matrix of logits (B, K) for labels ``y``.
-
-    Raises:
-        TypeError: if the network returns no tensor.
-        ValueError: if the shape is wrong, a label has no logit, or the values are probabilities.
-    """
-    if not isinstance(logits, Tensor):
-        raise TypeError(f"the network returned a {type(logits).__name__}: an attack needs a tensor of logits (B, K)")
-    if logits.dim() != 2 or len(logits) != len(y):
-        raise ValueError(f"the network returned shape {tuple(logits.shape)} for {len(y)} samples: logits are (B, K)")
-    if y.dim() == 2 and y.shape[1] != logits.shape[1]:
-        raise ValueError(f"mixed labels have {y.shape[1]} classes and the logits {logits.shape[1]}: set num_classes")
-    if not values:
-        return
-    if not hard(y).min() >= 0 or not hard(y).max() < logits.shape[1]:
-        raise ValueError(
-            f"labels run from {hard(y).min().item()} to {hard(y).max().item()} and the network has {logits.shape[1]} logits: "
-            "labels must lie in [0, number of classes); check the data's labels and num_classes"
-        )
-    if looks_like_softmax(logits.detach()):
-        raise ValueError(
-            "the network's output sums to 1 and has no negative entry: it looks like softmax, whose gradients vanish "
-            "where the network is sure; return logits instead"
-        )
-
-
-def looks_like_softmax(logits: Tensor) -> bool:
-    """Whether every row of (B, K) is a probability vector."""
-    if logits.shape[1] < 2:
-        return False
-    sums = logits.float().sum(1)
-    return bool((logits >= 0).all() and ((sums - 1).abs() < _SOFTMAX_TOLERANCE).all())

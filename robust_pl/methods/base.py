@@ -19,8 +19,9 @@ from torch.optim import SGD, Optimizer
 from typing_extensions import Self
 
 from ..callbacks.attacks.base import Attack, ObjectiveName
+from ..callbacks.attacks.checks import check_logits
 from ..callbacks.attacks.prepare import prepared
-from ..callbacks.attacks.problem import Objective, check_logits
+from ..callbacks.attacks.problem import Objective
 from ..callbacks.evaluation import RobustEvaluation
 from ..nets.weights import load_weights
 from ..trust import check_classes, guarded, read_checkpoint
