@@ -245,7 +245,7 @@ def test_seeds_reproduce(make, net, batch):
     y = goal(make(), y)
     first, again, other = make(seed=3)(net, x, y), make(seed=3)(net, x, y), make(seed=4)(net, x, y)
     assert torch.equal(first, again)
-    assert torch.equal(first, other) == (not make().random_start)
+    assert torch.equal(first, other) == (not make().is_random)
 
 
 @every_attack
@@ -255,7 +255,7 @@ def test_the_stream_advances_between_calls_and_resumes(make, net, batch):
     first = attack(net, x, y)
     saved = attack.training_state()
     second = attack(net, x, y)
-    assert torch.equal(first, second) == (not attack.random_start)
+    assert torch.equal(first, second) == (not attack.is_random)
     resumed = make()
     resumed.load_training_state(saved)
     assert torch.equal(resumed(net, x, y), second)
@@ -268,7 +268,7 @@ def test_processes_start_at_different_points(make, net, batch):
     y = goal(make(), y)
     zero, one = (make().run(net, x, y, rank=rank).x_adv for rank in (0, 1))
     assert torch.equal(make()(net, x, y), zero)
-    assert torch.equal(zero, one) == (not make().random_start)
+    assert torch.equal(zero, one) == (not make().is_random)
 
 
 @every_attack
@@ -349,7 +349,7 @@ def test_with_an_index_the_seed_and_the_name_tell_attacks_apart(make, net, batch
     named.name = "another"
     results.append(named.run(net, x, y, index=index).x_adv)
     for other in results[1:]:
-        assert torch.equal(results[0], other) == (not make().random_start)
+        assert torch.equal(results[0], other) == (not make().is_random)
 
 
 class Counting(nn.Module):

@@ -94,6 +94,11 @@ class Attack(EvaluationAttack):
         self.calls = self.samples = self.forwards = self.backwards = 0
         self._violations: Tensor | None = None
 
+    @property
+    def is_random(self) -> bool:
+        """Whether the result depends on ``seed``; attacks that draw numbers elsewhere than for their start override it."""
+        return bool(self.random_start)
+
     @abstractmethod
     def perturb(self, problem: Problem, x: Tensor, y: Tensor) -> Tensor:
         """One try: return x_adv (B, C, H, W) inside the ball and the box.
