@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,10 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from ..metrics.scoreboard import CLEAN, WORST, Row, Scoreboard, as_metrics, as_table
-from .outcome import EvaluationAttack, Outcome, attack_batch, check_names, score
-from .predictions import PredictionFiles, merge
+from .outcome import EvaluationAttack, Keeper, Outcome, attack_batch, check_names, score
+from .progress import watch_attack
+from .store.identity import describe, facts_about, replay
+from .store.store import Store
 
 _STAGE_PREFIX = {"validate": "val", "test": "test", "predict": "predict"}
 
@@ -33,17 +36,23 @@ class RobustEvaluation(Callback):
 
     Args:
         num_classes: number of classes; None asks the module, then the data module.
-        output_dir: folder for ``predictions.csv``, the outcome of each sample of test and predict; None writes none.
-        save_adversarial: write the adversarial images, too.
+        output_dir: folder of the store that keeps the outcome of every sample of test and predict, see
+            :mod:`robust_pl.callbacks.store.store`; None keeps none. Where it holds the beginning of the same evaluation, that
+            goes on.
+        save_adversarial: keep the adversarial images, too, without which the evaluation cannot be audited.
     """
 
-    def __init__(self, num_classes: int | None = None, output_dir: str | None = None, save_adversarial: bool = False) -> None:
+    request: dict[str, Any] | None = None
+    """All that determines the result, as the command line knows it; None takes the attacks' own settings."""
+
+    def __init__(self, num_classes: int | None = None, output_dir: str | None = None, save_adversarial: bool = True) -> None:
         self.num_classes, self.output_dir, self.save_adversarial = num_classes, output_dir, save_adversarial
         self.rows: list[Row] = []
         self.last: tuple[Tensor, Outcome] | None = None
         self._attacks: dict[str, EvaluationAttack] = {}
         self._board: Scoreboard | None = None
-        self._files: PredictionFiles | None = None
+        self._store: Store | None = None
+        self._finished: frozenset[int] = frozenset()
         self._seen = 0
 
     @staticmethod
@@ -56,48 +65,73 @@ class RobustEvaluation(Callback):
         trainer.callbacks.append(evaluation)
         return evaluation
 
-    def _start(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+    def _open_store(self, trainer: Trainer, stage: str) -> None:
+        """Before the data are read, so that finished batches are not."""
+        self._store, self._finished = None, frozenset()
+        if not self.output_dir or stage not in ("test", "predict"):
+            return
+        # Processes that a cluster started do not know of each other's folders.
+        folder = Path(trainer.strategy.broadcast(self.output_dir))
+        request = self.request or {"attacks": {name: describe(a) for name, a in self._named_attacks(trainer, stage).items()}}
+        self._store = Store(folder, request, images=self.save_adversarial, writer=trainer.is_global_zero)
+        self._finished = frozenset(trainer.strategy.broadcast(self._store.finished()))
+        if self._finished and hasattr(trainer.datamodule, "leave_out"):
+            limit = f"limit_{stage}_batches"
+            trainer.datamodule.leave_out(self._finished, getattr(trainer, limit))
+            setattr(trainer, limit, 1.0)  # of what is left
+
+    def _named_attacks(self, trainer: Trainer, stage: str) -> dict[str, EvaluationAttack]:
         attacks = [c for c in trainer.callbacks if isinstance(c, EvaluationAttack) and stage in c.stages]
         names = [attack.name or type(attack).__name__.lower() for attack in attacks]
         check_names(names)
-        self._attacks = dict(zip(names, attacks, strict=True))
+        return dict(zip(names, attacks, strict=True))
+
+    def _start(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self._attacks = self._named_attacks(trainer, stage)
         classes = self.num_classes or getattr(pl_module, "num_classes", None)
         classes = classes or getattr(trainer.datamodule, "num_classes", None)
         if classes is None:
             raise ValueError(
                 "num_classes is unknown: give the module num_classes, or the trainer RobustEvaluation(num_classes)"
             )
+        self._seen = 0
+        self._board = Scoreboard(list(self._attacks), classes).to(pl_module.device)
+        if self._store is not None and trainer.is_global_zero:
+            facts = facts_about(pl_module, trainer.datamodule, classes)
+            self._store.identify(**facts)
+            for columns, meta in self._store.columns():
+                replay(self._board, columns, meta["seconds"], pl_module.device)
+        self._fit_attacks(trainer, pl_module, stage)
+
+    def _fit_attacks(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         for name, attack in self._attacks.items():
-            if attack.must_fit:
+            if attack.must_fit and not attack.fitted:
                 if trainer.datamodule is None:
                     raise ValueError(f"the attack {name!r} must see training data first: give the trainer a data module")
                 if trainer.world_size > 1:
                     raise ValueError(f"the attack {name!r} must see all training data first: evaluate it in one process")
-                if not attack.fitted:
-                    trainer.datamodule.setup("fit")
-                    attack.fit_to(pl_module, trainer.datamodule.train_dataloader())
-                    attack.fitted = stage != "validate"  # in validation the network goes on changing
-        self._seen = 0
-        self._board = Scoreboard(names, classes).to(pl_module.device)
-        if self.output_dir and stage != "validate" and not trainer.sanity_checking:
-            # Processes that a cluster started do not know of each other's folders.
-            folder = trainer.strategy.broadcast(self.output_dir)
-            self._files = PredictionFiles(Path(folder), trainer.global_rank)
+                trainer.datamodule.setup("fit")
+                attack.fit_to(pl_module, trainer.datamodule.train_dataloader())
+                attack.fitted = stage != "validate"  # in validation the network goes on changing
 
-    def _batch(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any) -> Outcome:
+    def _batch(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any) -> None:
         x, y, index = batch[0], batch[1], _index(trainer, batch, self._seen)
         self._seen += len(x)
+        store, first = self._store, int(index.min()) if self._store is not None else 0
+        if first in self._finished:
+            return
         logits = outputs.get("logits") if isinstance(outputs, Mapping) else None
+
+        def follow(name: str) -> Keeper:
+            watch = partial(watch_attack, trainer, name)
+            return Keeper(watch) if store is None else store.follow(first, name, watch)
+
         with trainer.precision_plugin.val_step_context(), torch.no_grad():
-            outcome = attack_batch(pl_module, self._attacks, x, y, index, logits)
+            outcome = attack_batch(pl_module, self._attacks, x, y, index, logits, follow)
         self.last = (x, outcome)
         score(self._board, outcome)
-        if self._files is not None:
-            self._files.add(outcome.columns())
-            if self.save_adversarial:
-                for name, attacked in outcome.attacked.items():
-                    self._files.add_images(name, index, attacked.x_adv)
-        return outcome
+        if store is not None:
+            store.add(x, outcome)
 
     def _finish(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self.rows = self._board.rows()
@@ -109,13 +143,13 @@ class RobustEvaluation(Callback):
             warnings.filterwarnings("ignore", message=f"It is recommended to use `self.log.'{prefix}/.*sync_dist=True")
             for key, value in figures.items():
                 pl_module.log(f"{prefix}/{key}", value, prog_bar=key in shown)
-        if self._files is not None:
-            self._files.close()
+        if self._store is not None:
             trainer.strategy.barrier()
             if trainer.is_global_zero:
-                path = merge(self._files.folder, trainer.world_size)
+                path = self._store.finish(as_metrics(self.rows))
+                self._store.close()
                 Console(soft_wrap=True).print(f"Outcome of every sample: {os.path.relpath(path)}")
-            self._files = None
+            self._store = None
 
     def _report(self, trainer: Trainer, stage: str) -> None:
         if trainer.is_global_zero and self.rows:
@@ -125,6 +159,13 @@ class RobustEvaluation(Callback):
                 console.print("No attacks were given: only clean accuracy was measured.")
 
     # Lightning's hooks -----------------------------------------------------------------------------------------------
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self._open_store(trainer, stage)
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        if self._store is not None:
+            self._store.close()
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         # DDP would send its buffers before every forward pass, and processes with unequal numbers of batches would wait for

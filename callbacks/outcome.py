@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,10 +13,10 @@ from lightning.pytorch import Callback
 from torch import Tensor, nn
 
 from ..functional import geometry
-from ..functional.geometry import Norm
+from ..functional.geometry import NORMS, Norm
 from ..functional.losses import cross_entropy
 from ..metrics.scoreboard import CLEAN, WORST, Scoreboard
-from .attacks.ledger import Attacked
+from .attacks.ledger import Attacked, Passes, Progress
 from .attacks.prepare import prepared
 
 
@@ -33,7 +33,15 @@ class EvaluationAttack(Callback, ABC):
     norm: Norm
 
     @abstractmethod
-    def run(self, model: nn.Module, x: Tensor, y: Tensor, *, index: Tensor | None = None) -> Attacked:
+    def run(
+        self,
+        model: nn.Module,
+        x: Tensor,
+        y: Tensor,
+        *,
+        index: Tensor | None = None,
+        progress: Progress | None = None,
+    ) -> Attacked:
         """Attack a batch whose samples stand at ``index`` of their data set."""
 
     @abstractmethod
@@ -59,6 +67,41 @@ class EvaluationAttack(Callback, ABC):
         return type(self).fit is not EvaluationAttack.fit
 
 
+@dataclass(frozen=True)
+class Verdict:
+    """What one attack did to a batch.
+
+    Args:
+        prediction: class that the network says under the attack (B,).
+        attacked: what the attack found and spent.
+        sizes: norm -> size of the perturbation that the network saw (B,), in all three norms.
+        seconds: time spent on the batch.
+    """
+
+    prediction: Tensor
+    attacked: Attacked
+    sizes: dict[str, Tensor]
+    seconds: float
+
+    def columns(self) -> dict[str, Tensor]:
+        """One number a sample under each name."""
+        passes = {"forwards": self.attacked.forward_passes.of_each, "backwards": self.attacked.backward_passes.of_each}
+        parts = {f"robust_{part}": stands for part, stands in self.attacked.robust.items()}
+        return {"prediction": self.prediction, **self.sizes, **passes, **parts}
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All of it but the time, as tensors that can be stored."""
+        return {**self.columns(), "x_adv": self.attacked.x_adv}
+
+    @classmethod
+    def of(cls, tensors: Mapping[str, Tensor], seconds: float) -> Verdict:
+        """What :meth:`tensors` gave, put together again."""
+        robust = {key.removeprefix("robust_"): value for key, value in tensors.items() if key.startswith("robust_")}
+        passes = (Passes.of(tensors["forwards"]), Passes.of(tensors["backwards"]))
+        attacked = Attacked(tensors["x_adv"], *passes, robust=robust)
+        return cls(tensors["prediction"], attacked, {norm: tensors[norm] for norm in NORMS}, seconds)
+
+
 @dataclass
 class Outcome:
     """What happened to each sample of a batch.
@@ -67,33 +110,67 @@ class Outcome:
         index: position in the data set (B,).
         y: labels (B,).
         logits: clean logits (B, K).
-        predictions: name of the attack, or ``clean`` -> predicted class (B,).
-        attacked: name of the attack -> what it found and spent.
-        norms: name of the attack -> size of the perturbation in the attack's norm (B,).
-        seconds: name of the attack -> time spent on this batch.
+        verdicts: name of the attack -> what it did.
     """
 
     index: Tensor
     y: Tensor
     logits: Tensor
-    predictions: dict[str, Tensor]
-    attacked: dict[str, Attacked] = field(default_factory=dict)
-    norms: dict[str, Tensor] = field(default_factory=dict)
-    seconds: dict[str, float] = field(default_factory=dict)
+    verdicts: dict[str, Verdict] = field(default_factory=dict)
+
+    @property
+    def predictions(self) -> dict[str, Tensor]:
+        """Name of the attack, or ``clean`` -> predicted class (B,)."""
+        return {CLEAN: self.logits.argmax(1), **{name: verdict.prediction for name, verdict in self.verdicts.items()}}
 
     def columns(self) -> dict[str, Tensor]:
-        """The batch as columns of a table."""
-        confidence = self.logits.float().softmax(1).amax(1)
+        """The batch as columns of a table: label, clean prediction and its confidence, clean loss; for each attack
+        ``right_`` (whether the sample stands), ``prediction_``, ``linf_``, ``l2_``, ``l1_``, ``forwards_``, ``backwards_``
+        and, after each part of an attack, ``robust_<attack>_<part>``.
+        """
+        logits = self.logits.float()
         columns = {
             "index": self.index,
             "label": self.y,
-            "prediction": self.predictions[CLEAN],
-            "confidence": confidence,
+            "prediction": logits.argmax(1),
+            "confidence": logits.softmax(1).amax(1),
+            "loss": cross_entropy(logits, self.y),
         }
-        for name, norms in self.norms.items():
-            columns[f"prediction_{name}"] = self.predictions[name]
-            columns[f"norm_{name}"] = norms
+        for name, verdict in self.verdicts.items():
+            columns[f"right_{name}"] = verdict.prediction == self.y
+            for key, column in verdict.columns().items():
+                kind, _, part = key.partition("_")
+                columns[f"{kind}_{name}_{part}" if part else f"{kind}_{name}"] = column
         return columns
+
+
+Watch = Callable[[str, int, float], None]
+"""Told which part of an attack runs, how many samples still stand, and which share of the part is done."""
+
+
+class Keeper(Progress):
+    """A :class:`Progress` that also keeps the verdict of a whole attack. This one keeps nothing.
+
+    Args:
+        watch: told how far the attack is.
+    """
+
+    def __init__(self, watch: Watch | None = None) -> None:
+        self.watch = watch
+
+    def show(self, part: str, standing: int, done: float) -> None:
+        if self.watch is not None:
+            self.watch(part, standing, done)
+
+    def recall_verdict(self) -> Verdict | None:
+        """What :meth:`remember_verdict` was given in an interrupted evaluation of the same batch; None if nothing."""
+        return None
+
+    def remember_verdict(self, verdict: Verdict) -> None:
+        """Keep the verdict of a finished attack."""
+
+
+Follow = Callable[[str], Keeper]
 
 
 def attack_batch(
@@ -103,6 +180,7 @@ def attack_batch(
     y: Tensor,
     index: Tensor,
     logits: Tensor | None = None,
+    follow: Follow | None = None,
 ) -> Outcome:
     """Run every attack on one batch and judge its result by one more forward pass.
 
@@ -113,22 +191,35 @@ def attack_batch(
         y: labels (B,).
         index: position of each sample in its data set (B,).
         logits: clean logits if they are known already.
+        follow: gives, by the name of the attack, who keeps what is finished and shows how far it is.
     """
     with torch.no_grad():
         logits = model(x) if logits is None else logits
-    outcome = Outcome(index, y, logits, {CLEAN: logits.argmax(1)})
+    outcome = Outcome(index, y, logits)
     for name, attack in attacks.items():
         attack.name = name
-        began = _now(x.device)
-        attacked = attack.run(model, x, attack.aim(y, logits.shape[1], index), index=index)
-        outcome.seconds[name] = _now(x.device) - began
-        seen = attacked.x_adv.to(x.dtype)
-        with torch.no_grad():
-            outcome.predictions[name] = model(seen).argmax(1)
-        outcome.attacked[name] = attacked
-        # Of what the network saw: in bf16 that is rounded.
-        outcome.norms[name] = geometry.size(seen.to(attacked.x_adv.dtype) - x, attack.norm)
+        keeper = follow(name) if follow else Keeper()
+        verdict = keeper.recall_verdict()
+        if verdict is None:
+            verdict = _judge(model, attack, x, y, index, logits.shape[1], keeper)
+            keeper.remember_verdict(verdict)
+        outcome.verdicts[name] = verdict
     return outcome
+
+
+def _judge(
+    model: nn.Module, attack: EvaluationAttack, x: Tensor, y: Tensor, index: Tensor, classes: int, keeper: Keeper
+) -> Verdict:
+    began = _now(x.device)
+    aim = attack.aim(y, classes, index)
+    attacked = attack.run(model, x, aim, index=index, progress=keeper)
+    seconds = _now(x.device) - began
+    seen = attacked.x_adv.to(x.dtype)
+    with torch.no_grad():
+        prediction = model(seen).argmax(1)
+    # Of what the network saw: in bf16 that is rounded.
+    delta = seen.to(attacked.x_adv.dtype) - x
+    return Verdict(prediction, attacked, {norm: geometry.size(delta, norm) for norm in NORMS}, seconds)
 
 
 def _now(device: torch.device) -> float:
@@ -146,7 +237,7 @@ def score(board: Scoreboard, outcome: Outcome) -> None:
             "[0, num_classes); check the data"
         )
     right = {name: prediction == y for name, prediction in outcome.predictions.items()}
-    cost = {name: (a.forwards, a.backwards, outcome.seconds[name]) for name, a in outcome.attacked.items()}
+    cost = {name: (v.attacked.forwards, v.attacked.backwards, v.seconds) for name, v in outcome.verdicts.items()}
     board.update(y, right, cost, cross_entropy(outcome.logits.float(), y))
 
 

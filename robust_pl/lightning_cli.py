@@ -24,6 +24,7 @@ from . import callbacks, data, methods, nets
 from .callbacks import Attack, ImageGrid, ProgressBar, RobustEvaluation
 from .callbacks.checkpoints import BestCheckpoint, LastCheckpoint
 from .callbacks.outcome import check_names
+from .callbacks.store.files import sha256_of_file
 from .cli_parser import NET, Instantiator, Parser
 from .data import ImageDataModule
 from .methods import Method
@@ -137,6 +138,7 @@ class RobustCLI(LightningCLI):
         config = self.config[self.subcommand]
         self._dump_config()
         stored = {k: v for k, v in self.config_dump.items() if k not in ("ckpt_path", "weights_only", "return_predictions")}
+        self.request = _request(self.subcommand, stored, config.ckpt_path)
         run = self._run_folder(config)
         settings = self._get(self.config_init, "trainer", default={})
         attacks = self._named_attacks()
@@ -167,8 +169,9 @@ class RobustCLI(LightningCLI):
         own[:] = [callback for callback in own if callback not in found]
         if self.subcommand in ("test", "predict") and evaluation.output_dir is None:
             # Of several processes the first one's folder counts; the evaluation tells the others.
-            folder = run.fresh(self.subcommand) if rank_zero_only.rank == 0 else run.path
+            folder = run.evaluation(self.subcommand, self.request) if rank_zero_only.rank == 0 else run.path
             evaluation.output_dir = str(folder)
+        evaluation.request = self.request
         return evaluation
 
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
@@ -204,6 +207,10 @@ class RobustCLI(LightningCLI):
         if found is not None and (self.subcommand != "fit" or settings.name in (None, found.record().get("name"))):
             return found
         name = settings.name or _config_name(sys.argv[1:]) or config.model.class_path.rsplit(".", 1)[-1].lower()
+        if self.subcommand in ("test", "predict") and "LOCAL_RANK" not in os.environ:
+            begun = RunFolder.of_evaluation(settings.output_dir, name, self.subcommand, self.request)
+            if begun is not None:
+                return begun
         return RunFolder.create(settings.output_dir, name, {"name": name, "seed": config.seed_everything})
 
     def _checkpoints(self, run: RunFolder, config: Any, settings: dict[str, Any], attacks: list[Attack]) -> list[Callback]:
@@ -247,6 +254,25 @@ class RobustCLI(LightningCLI):
         )
         wandb._wandb_init.pop("anonymous", None)  # wandb warns of it although it is None
         return wandb
+
+
+# What changes how an evaluation is computed or shown, but not what comes out.
+_NOT_ASKED = ("num_workers", "output_dir")
+
+
+def _request(command: str, config: dict[str, Any], checkpoint: str | None) -> dict[str, Any]:
+    """All that determines the result of a test or predict: where it is the same, an evaluation that was stopped goes on."""
+
+    def asked(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {k: asked(v) for k, v in value.items() if k not in _NOT_ASKED}
+        return [asked(v) for v in value] if isinstance(value, list) else value
+
+    request = {key: asked(config.get(key)) for key in ("seed_everything", "model", "data", "attacks", "evaluation")}
+    trainer = config.get("trainer") or {}
+    request["trainer"] = {key: trainer.get(key) for key in ("precision", f"limit_{command}_batches")}
+    request["checkpoint"] = sha256_of_file(Path(checkpoint)) if checkpoint and command in ("test", "predict") else None
+    return {"command": command, **request}
 
 
 @rank_zero_only

@@ -16,6 +16,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from .callbacks.store.store import ABOUT, read_about
+
 _MARK = "run.json"
 _FOLDER_VARIABLE = "ROBUST_PL_RUN_FOLDER"
 
@@ -47,6 +49,14 @@ class RunFolder:
         for parent in Path(checkpoint).resolve().parents if checkpoint else ():
             if (parent / _MARK).is_file():
                 return cls(parent)
+        return None
+
+    @classmethod
+    def of_evaluation(cls, output_dir: str, name: str, command: str, request: Mapping[str, Any]) -> RunFolder | None:
+        """The run ``name``, ``name-2``, ... in which the same evaluation was begun, if there is one."""
+        for path in _numbered(Path(output_dir), name):
+            if cls(path).begun(command, request) is not None:
+                return cls(path.resolve())
         return None
 
     @classmethod
@@ -86,11 +96,19 @@ class RunFolder:
         mark = self.path / _MARK
         return json.loads(mark.read_text()) if mark.is_file() else {}
 
-    def fresh(self, name: str) -> Path:
-        """A new folder in this run: ``name``, ``name-2``, ..."""
-        variable = f"{_FOLDER_VARIABLE}_{name.upper()}"
+    def begun(self, command: str, request: Mapping[str, Any]) -> Path | None:
+        """The folder of this run in which the same evaluation was begun, if there is one."""
+        wanted = json.loads(json.dumps(request))  # as it will have been written
+        for path in _numbered(self.path, command):
+            if (path / ABOUT).is_file() and read_about(path).get("request") == wanted:
+                return path
+        return None
+
+    def evaluation(self, command: str, request: Mapping[str, Any]) -> Path:
+        """Folder of an evaluation: the one in which the same was begun, else a new ``command``, ``command-2``, ..."""
+        variable = f"{_FOLDER_VARIABLE}_{command.upper()}"
         if variable not in os.environ or "LOCAL_RANK" not in os.environ:
-            os.environ[variable] = str(_fresh(self.path, name))
+            os.environ[variable] = str(self.begun(command, request) or _fresh(self.path, command))
         return Path(os.environ[variable])
 
 
@@ -100,6 +118,12 @@ def _job() -> str | None:
         return None
     torchrun = os.environ.get("TORCHELASTIC_RUN_ID", "none")
     return os.environ.get("SLURM_JOB_ID") or (torchrun if torchrun != "none" else os.environ.get("MASTER_PORT"))
+
+
+def _numbered(root: Path, name: str) -> list[Path]:
+    """``name``, ``name-2``, ... as far as they are there."""
+    paths = [path for path in root.glob(f"{name}*") if path.is_dir() and path.name.removeprefix(name).strip("-").isdigit()]
+    return [path for path in (root / name,) if path.is_dir()] + sorted(paths, key=lambda path: (len(path.name), path.name))
 
 
 def _fresh(root: Path, name: str) -> Path:

@@ -1,6 +1,7 @@
 """Accuracies and costs counted by hand, and one batch evaluated on a toy network."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -200,9 +201,9 @@ def test_attack_batch_on_a_toy_network():
     assert outcome.predictions["clean"].tolist() == [0, 0, 1, 1, 1]
     assert outcome.predictions["small"].tolist() == [0, 0, 0, 1, 1]
     assert outcome.predictions["large"].tolist() == [0, 1, 0, 1, 1]
-    torch.testing.assert_close(outcome.norms["large"], torch.full((5,), 0.1))
+    torch.testing.assert_close(outcome.verdicts["large"].sizes["linf"], torch.full((5,), 0.1))
     torch.testing.assert_close(outcome.logits[:, 1], 20 * (X.flatten() - 0.5))
-    assert outcome.attacked["large"].x_adv.flatten().tolist() == pytest.approx([0.3, 0.55, 0.42, 0.8, 0.8])
+    assert outcome.verdicts["large"].attacked.x_adv.flatten().tolist() == pytest.approx([0.3, 0.55, 0.42, 0.8, 0.8])
 
 
 def test_score_of_the_toy_network():
@@ -220,17 +221,15 @@ def test_score_of_the_toy_network():
 
 def test_the_worst_case_is_taken_per_sample_over_attacks():
     """One attack fools the dark samples and the other the bright ones: each alone spares half, together none."""
+    verdict = toy(fgsm=FGSM()).verdicts["fgsm"]
+    says = {"up": torch.tensor([1, 1, 1, 1]), "down": torch.tensor([0, 0, 0, 0])}
     outcome = Outcome(
         index=torch.arange(4),
         y=torch.tensor([0, 0, 1, 1]),
         logits=torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0], [0.0, 1.0]]),
-        predictions={
-            "clean": torch.tensor([0, 0, 1, 1]),
-            "up": torch.tensor([1, 1, 1, 1]),
-            "down": torch.tensor([0, 0, 0, 0]),
+        verdicts={
+            name: replace(toy(fgsm=FGSM()).verdicts["fgsm"], prediction=said, seconds=0.5) for name, said in says.items()
         },
-        attacked={name: toy(fgsm=FGSM()).attacked["fgsm"] for name in ("up", "down")},
-        seconds={"up": 0.5, "down": 0.5},
     )
     scoreboard = Scoreboard(["up", "down"], 2)
     score(scoreboard, outcome)
@@ -249,7 +248,11 @@ def test_attack_batch_names_the_attacks_and_its_columns():
     outcome = attack_batch(Brightness(), {"mine": attack}, X, Y, torch.tensor([5, 3, 9, 0, 1]))
     assert attack.name == "mine"
     columns = outcome.columns()
-    assert set(columns) == {"index", "label", "prediction", "confidence", "prediction_mine", "norm_mine"}
+    of_sample = ["index", "label", "prediction", "confidence", "loss"]
+    of_attack = ["right", "prediction", "linf", "l2", "l1", "forwards", "backwards"]
+    assert list(columns) == [*of_sample, *(f"{kind}_mine" for kind in of_attack)]
+    assert columns["forwards_mine"].tolist() == [1] * 5
+    assert columns["right_mine"].tolist() == [True, False, False, True, False]
     assert columns["index"].tolist() == [5, 3, 9, 0, 1]
     assert columns["confidence"][3].item() == pytest.approx(1 / (1 + math.exp(-8.0)))
 

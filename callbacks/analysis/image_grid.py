@@ -64,10 +64,10 @@ class ImageGrid(Callback):
         names = getattr(trainer.datamodule, "class_names", None)
         folder = Path(self.folder or Path(trainer.default_root_dir) / "images")
         folder.mkdir(parents=True, exist_ok=True)
-        for attack, attacked in outcome.attacked.items():
+        for attack, verdict in outcome.verdicts.items():
             n = min(self.samples, len(x))
             captions = _captions(outcome, attack, names, n)
-            picture = grid(x[:n].float().cpu(), attacked.x_adv[:n].float().cpu(), captions)
+            picture = grid(x[:n].float().cpu(), verdict.attacked.x_adv[:n].float().cpu(), captions)
             picture.save(folder / f"{prefix}_{attack}.png")
             for logger in trainer.loggers:
                 if hasattr(logger, "log_image"):

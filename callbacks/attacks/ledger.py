@@ -30,6 +30,13 @@ class Passes:
         self._all = 0
         self._some: Tensor | None = None
 
+    @classmethod
+    def of(cls, each: Tensor) -> Passes:
+        """Counts that are known already, int64 (B,)."""
+        passes = cls(len(each), each.device)
+        passes._some = each
+        return passes
+
     def add(self, times: int | Tensor, ids: Tensor | None) -> None:
         """Count ``times`` more passes for the samples ``ids`` (n,), or for all of them."""
         if ids is None and isinstance(times, int):

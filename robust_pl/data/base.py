@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from abc import ABC, abstractmethod
+from collections.abc import Collection
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -66,6 +67,7 @@ class ImageDataModule(LightningDataModule, ABC):
         self.num_workers, self.val_size, self.seed = num_workers, val_size, seed
         self.augment, self.drop_last = augment, drop_last
         self._train_loader: TrainLoader | None = None
+        self._left_out: dict[str, Any] = {}
         self._resumed: dict[str, Any] | None = None
         for name, least in (("batch_size", 1), ("eval_batch_size", 1), ("num_workers", 0), ("seed", 0)):
             if getattr(self, name) < least:
@@ -144,14 +146,18 @@ class ImageDataModule(LightningDataModule, ABC):
         return self._eval_loader(self.train_set, index) if len(index) else []
 
     def test_dataloader(self) -> EvalLoader:
-        return self._eval_loader(self.test_set, torch.arange(len(self.test_set)))
+        return self._eval_loader(self.test_set, torch.arange(len(self.test_set)), **self._left_out)
+
+    def leave_out(self, finished: Collection[int], limit: int | float = 1.0) -> None:
+        """Leave finished batches out of test and predict, see :class:`EvalLoader`."""
+        self._left_out = {"finished": frozenset(finished), "limit": limit}
 
     def predict_dataloader(self) -> EvalLoader:
         """The test set."""
         return self.test_dataloader()
 
-    def _eval_loader(self, images: Images, index: Tensor) -> EvalLoader:
-        return EvalLoader(images, index, self.eval_batch_size, *self._rank_and_world_size(), self.num_workers)
+    def _eval_loader(self, images: Images, index: Tensor, **left_out: Any) -> EvalLoader:
+        return EvalLoader(images, index, self.eval_batch_size, *self._rank_and_world_size(), self.num_workers, **left_out)
 
     def _rank_and_world_size(self) -> tuple[int, int]:
         return (0, 1) if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)

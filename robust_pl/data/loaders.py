@@ -6,7 +6,7 @@ own sampler, which would repeat samples and lose the position in the epoch.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from typing import Any
 
 import torch
@@ -185,14 +185,30 @@ class EvalLoader:
         rank: this process, in ``range(world_size)``.
         world_size: number of processes.
         num_workers: processes that read ahead; 0 reads in this one.
+        finished: chunks to leave out, by the position of their first sample; ranks share what is left.
+        limit: only the first so many chunks of each rank, or that share of them, whether finished or not.
     """
 
     def __init__(
-        self, images: Images, index: Tensor, batch_size: int, rank: int = 0, world_size: int = 1, num_workers: int = 0
+        self,
+        images: Images,
+        index: Tensor,
+        batch_size: int,
+        rank: int = 0,
+        world_size: int = 1,
+        num_workers: int = 0,
+        finished: Collection[int] = (),
+        limit: int | float = 1.0,
     ) -> None:
-        chunks = index.split(batch_size)
+        chunks = list(index.split(batch_size))
+        if limit != 1.0 or isinstance(limit, int):
+            shares = [chunks[r::world_size] for r in range(world_size)]
+            kept = [share[: limit if isinstance(limit, int) else int(len(share) * limit)] for share in shares]
+            chunks = sorted((chunk for share in kept for chunk in share), key=lambda chunk: int(chunk[0]))
+        if finished:
+            chunks = [chunk for chunk in chunks if int(chunk[0]) not in finished]
         self.images, self.num_workers = images, num_workers
-        self.batches = list(chunks[rank::world_size])
+        self.batches = chunks[rank::world_size]
         self.some_rank_empty = len(chunks) < world_size
 
     def __len__(self) -> int:

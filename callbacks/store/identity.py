@@ -1,0 +1,53 @@
+"""What makes an evaluation the one that it is."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningDataModule
+from torch import Tensor, nn
+
+from ...metrics.scoreboard import CLEAN, Scoreboard
+from ..outcome import EvaluationAttack
+from .files import sha256_of_tensors
+
+_COUNTERS = ("calls", "samples", "forwards", "backwards", "stages", "fitted", "name")
+
+
+def describe(attack: EvaluationAttack) -> dict[str, Any]:
+    """Class and plain settings of an attack, and those of the attacks that it is made of."""
+    settings: dict[str, Any] = {"class": f"{type(attack).__module__}.{type(attack).__qualname__}"}
+    for key, value in sorted(vars(attack).items()):
+        if key in _COUNTERS or key.startswith("_"):
+            continue
+        if isinstance(value, EvaluationAttack):
+            settings[key] = describe(value)
+        elif isinstance(value, str | int | float | bool | None):
+            settings[key] = str(value)
+        elif isinstance(value, Tensor):
+            settings[key] = sha256_of_tensors({key: value})
+    return settings
+
+
+def facts_about(model: nn.Module, data: LightningDataModule | None, classes: int) -> dict[str, Any]:
+    """Sums and sizes that tell one network and one data set from another."""
+    facts: dict[str, Any] = {"weights": sha256_of_tensors(model.state_dict()), "classes": classes}
+    test_set = getattr(data, "test_set", None)
+    if test_set is not None:
+        x, y = test_set.read(torch.arange(min(16, len(test_set))), None)
+        facts |= {"samples": len(test_set), "first_16": sha256_of_tensors({"x": x, "y": y})}
+    return facts
+
+
+def replay(board: Scoreboard, columns: Mapping[str, Tensor], seconds: Mapping[str, float], device: torch.device) -> None:
+    """Count a stored batch as if it had just been evaluated."""
+    columns = {name: column.to(device) for name, column in columns.items()}
+    right = {CLEAN: columns["prediction"] == columns["label"]}
+    right |= {name: columns[f"right_{name}"] for name in board.attacks}
+    cost = {
+        name: (int(columns[f"forwards_{name}"].sum()), int(columns[f"backwards_{name}"].sum()), seconds[name])
+        for name in board.attacks
+    }
+    board.update(columns["label"], right, cost, columns["loss"])
