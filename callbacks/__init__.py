@@ -5,6 +5,7 @@ from .._lazy import attach
 __getattr__, __dir__, __all__ = attach(
     __name__,
     {
+        "APGD": "attacks.apgd",
         "Attack": "attacks.base",
         "FGSM": "attacks.fgsm",
         "ImageGrid": "analysis.image_grid",

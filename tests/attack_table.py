@@ -2,10 +2,14 @@
 
 from functools import partial
 
-from robust_pl.callbacks import FGSM, PGD
+from robust_pl.callbacks import APGD, FGSM, PGD
 
 # Arguments that tests override (seed) are left out.
 ATTACKS = [
+    ("apgd", partial(APGD, 0.1, steps=10)),
+    ("apgd_l2", partial(APGD, 1.0, norm="l2", steps=10, restarts=2)),
+    ("apgd_l1", partial(APGD, 6.0, norm="l1", steps=10)),
+    ("apgd_l1_largereps", partial(APGD, 6.0, norm="l1", steps=10, use_largereps=True, eot_iter=2)),
     ("fgsm", partial(FGSM, 0.1)),
     ("fgsm_l2", partial(FGSM, 1.0, norm="l2")),
     ("fgsm_l1", partial(FGSM, 6.0, norm="l1", random_start=True)),

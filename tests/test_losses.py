@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from robust_pl.functional.losses import cross_entropy, hard, kl_divergence, margin, trades
+from robust_pl.functional.losses import cross_entropy, dlr, dlr_targeted, hard, kl_divergence, margin, trades
 
 # Softmax of the logarithms of probabilities is those probabilities, which makes hand calculations short.
 P = [[0.5, 0.25, 0.25], [0.7, 0.2, 0.1]]
@@ -120,3 +120,34 @@ def test_gradients_of_trades_agree_with_finite_differences():
     y = torch.tensor([0, 2])
     clean, attacked = logs(P).requires_grad_(), logs(Q).requires_grad_()
     assert torch.autograd.gradcheck(lambda a, b: trades(a, b, y, 6.0), (clean, attacked))
+
+
+def test_dlr_by_hand():
+    """(largest wrong - right) / (first - third): -(3 - 2) / (3 - 0.5), then (3 - 0.5) / 2.5, then (3 - 2) / 2.5."""
+    logits = torch.tensor([[3.0, 2.0, 0.5, -1.0]] * 3, dtype=torch.float64)
+    close(dlr(logits, torch.tensor([0, 2, 1])), [-0.4, 1.0, 0.4])
+    close(dlr(7 * logits - 5, torch.tensor([0, 2, 1])), [-0.4, 1.0, 0.4])
+    close(dlr(logits[:, :3], torch.tensor([0, 2, 1])), [-0.4, 1.0, 0.4])
+
+
+def test_targeted_dlr_by_hand():
+    """(target - right) / (first - (third + fourth) / 2) with the denominator 3 - (0.5 - 1) / 2 = 3.25."""
+    logits = torch.tensor([[3.0, 2.0, 0.5, -1.0]] * 3, dtype=torch.float64)
+    y, target = torch.tensor([0, 0, 3]), torch.tensor([1, 3, 2])
+    close(dlr_targeted(logits, y, target), [-1 / 3.25, -4 / 3.25, 1.5 / 3.25])
+    mixed = torch.nn.functional.one_hot(y, 4).double()
+    close(dlr_targeted(0.1 * logits + 2, mixed, target), [-1 / 3.25, -4 / 3.25, 1.5 / 3.25])
+
+
+def test_the_gradient_of_dlr_also_flows_through_its_denominator():
+    """d/dz of (b - a) / (a - c) at (a, b, c) = (3, 2, 1), where 0 is right: a: -(1/2) + 1/4, b: 1/2, c: -1/4."""
+    logits = torch.tensor([[3.0, 2.0, 1.0]], dtype=torch.float64, requires_grad=True)
+    (gradient,) = torch.autograd.grad(dlr(logits, torch.tensor([0])).sum(), logits)
+    close(gradient, [[-0.25, 0.5, -0.25]])
+
+
+@pytest.mark.parametrize(("loss", "needed"), [(dlr, 3), (lambda z, y: dlr_targeted(z, y, y), 4)])
+def test_dlr_says_how_many_classes_it_needs(loss, needed):
+    with pytest.raises(ValueError, match=f"needs at least {needed} classes and the network has {needed - 1}: choose 'ce'"):
+        loss(torch.zeros(2, needed - 1), torch.tensor([0, 1]))
+    loss(torch.zeros(2, needed), torch.tensor([0, 1]))

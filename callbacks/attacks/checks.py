@@ -71,6 +71,12 @@ def check_kl(random_start: RandomStart, targeted: bool) -> None:
         raise ValueError("objective='kl' has no gradient at x itself: set random_start=True or 'normal'")
 
 
+def check_count(field: str, value: int) -> None:
+    """Refuse what is not a whole number of at least 1."""
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise ValueError(f"{field}={value} must be a whole number of at least 1")
+
+
 def choose(field: str, value: str, choices: tuple[str, ...]) -> None:
     """Refuse what is not among the choices."""
     if value not in choices:
