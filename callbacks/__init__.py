@@ -7,10 +7,13 @@ __getattr__, __dir__, __all__ = attach(
     {
         "APGD": "attacks.apgd",
         "Attack": "attacks.base",
+        "FAB": "attacks.fab",
         "FGSM": "attacks.fgsm",
         "ImageGrid": "analysis.image_grid",
         "PGD": "attacks.pgd",
         "ProgressBar": "progress",
         "RobustEvaluation": "evaluation",
+        "SignHunter": "attacks.signhunter",
+        "SimBA": "attacks.simba",
     },
 )

@@ -2,7 +2,7 @@
 
 from functools import partial
 
-from robust_pl.callbacks import APGD, FGSM, PGD
+from robust_pl.callbacks import APGD, FGSM, PGD, SignHunter, SimBA
 
 # Arguments that tests override (seed) are left out.
 ATTACKS = [
@@ -21,4 +21,8 @@ ATTACKS = [
     ("pgd_margin_restarts", partial(PGD, 0.1, steps=3, objective="margin", restarts=2)),
     ("pgd_targeted", partial(PGD, 0.2, steps=3, targeted=True)),
     ("pgd_no_track", partial(PGD, 0.1, steps=3, bn_mode="train_no_track")),
+    ("signhunter", partial(SignHunter, 0.1, n_queries=80)),
+    ("simba", partial(SimBA, 1.0, n_queries=150)),
+    ("simba_linf", partial(SimBA, 0.1, norm="linf", n_queries=150, objective="margin")),
+    ("simba_dct", partial(SimBA, 1.0, n_queries=150, freq_dims=4)),
 ]

@@ -58,6 +58,9 @@ class Attack(EvaluationAttack):
         ValueError: if an argument is out of its range.
     """
 
+    per_sample: bool = True
+    """Whether the outcome for a sample depends on that sample alone; False where samples of a batch learn from each other."""
+
     def __init__(
         self,
         eps: Number | Tensor = DEFAULT_EPS,
