@@ -19,6 +19,10 @@ from robust_pl.nets.wide_resnet import WideBlock
 NETWORKS = [
     ("ResNet18", {}, 11_173_962, 512),
     ("PreActResNet18", {}, 11_172_170, 512),
+    ("PreActResNet18", {"variant": "wong2020"}, 11_171_146, 512),
+    ("ResNet50", {}, 23_520_842, 2048),
+    ("DMPreActResNet18", {}, 12_548_426, 512),
+    ("DMWideResNet", {"depth": 28, "widen_factor": 10}, 36_479_194, 640),
     ("ResNet20", {}, 269_722, 64),
     ("ResNet32", {}, 464_154, 64),
     ("ResNet44", {}, 658_586, 64),

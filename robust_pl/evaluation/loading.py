@@ -18,7 +18,8 @@ def load_model(source: str | Path, net: nn.Module | None = None, *, named: Colle
 
     Args:
         source: the folder of a run (its ``best.ckpt``, else ``last.ckpt``), a checkpoint, a file with a state dict, or the
-            name of a public network, see :func:`robust_pl.nets.zoo.pretrained`.
+            name of a public network, such as RobustBench's ``Rice2020Overfitting`` or ``cifar10/L2/Rice2020Overfitting``, see
+            :func:`robust_pl.nets.zoo.pretrained`.
         net: the network to fill; needed where the file does not say which it is, as a bare state dict does not.
         named: class paths outside of robust_pl, torch, timm and lightning that the checkpoint may import.
 

@@ -5,6 +5,8 @@ from .._lazy import attach
 __getattr__, __dir__, __all__ = attach(
     __name__,
     {
+        "DMPreActResNet18": "dm_wide_resnet",
+        "DMWideResNet": "dm_wide_resnet",
         "Frozen": "frozen",
         "ImageClassifier": "classifier",
         "Normalize": "normalize",
@@ -14,8 +16,10 @@ __getattr__, __dir__, __all__ = attach(
         "ResNet2B": "resnet2b",
         "ResNet32": "resnet_cifar",
         "ResNet44": "resnet_cifar",
+        "ResNet50": "resnet",
         "ResNet56": "resnet_cifar",
         "SmallCNN": "small_cnn",
+        "Standardize": "normalize",
         "TimmModel": "timm_model",
         "WeightsReport": "weights",
         "WideResNet": "wide_resnet",

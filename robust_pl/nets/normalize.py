@@ -45,3 +45,15 @@ class Normalize(nn.Module):
     def extra_repr(self) -> str:
         mean, std = (tuple(round(v, 4) for v in t.flatten().tolist()) for t in (self.mean, self.std))
         return f"mean={mean}, std={std}"
+
+
+class Standardize(nn.Module):
+    """Give every image mean 0 and standard deviation 1 over its own pixels, as Ding et al. 2020 (arXiv:1812.02637) do.
+
+    The deviation is the unbiased one, and at least 1 / sqrt(C H W), so that a flat image stays finite.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map pixels (B, C, H, W) in [0, 1] to the network's own units."""
+        std = x.std(dim=(1, 2, 3), keepdim=True).clamp_min(x[0].numel() ** -0.5)
+        return (x - x.mean(dim=(1, 2, 3), keepdim=True)) / std

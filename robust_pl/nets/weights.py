@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -86,17 +87,57 @@ def load_weights(net: nn.Module, source: str | os.PathLike[str] | Mapping[str, A
             set.
     """
     if isinstance(source, Mapping):
-        label, checkpoint = "a mapping", source
-    else:
-        path = find_file(source)
-        label, checkpoint = str(path), _read(path)
+        return fill(net, _unwrap(source, "a mapping"), "a mapping", strict=strict)
+    path = find_file(source)
+    return fill(net, read_tensors(path), str(path), strict=strict)
+
+
+def fill(net: nn.Module, tensors: Mapping[str, Tensor], label: str, *, strict: bool = True) -> WeightsReport:
+    """Copy named tensors into ``net``; :func:`load_weights` without the reading. ``label`` says where they come from."""
     net = net.net if isinstance(net, Frozen) else net  # which keeps its tensors out of its state_dict
-    tensors = _unwrap(checkpoint, label)
     fitting, report = _compare(net, tensors, label)
     if strict and not report.fits:
         raise ValueError(f"{report}. Build the network that it was saved from, for example with its num_classes.")
     net.load_state_dict(fitting, strict=False)
     return report
+
+
+def read_tensors(path: Path, part: str | None = None) -> dict[str, Tensor]:
+    """The named tensors of a checkpoint file, on the CPU, with wrapping keys opened.
+
+    Args:
+        path: the file.
+        part: the key to open first, where a file holds several networks.
+
+    Raises:
+        ValueError: if the file is no checkpoint, holds objects other than tensors, or lacks ``part``.
+    """
+    checkpoint = _read(path)
+    if part is not None:
+        if not isinstance(checkpoint, Mapping) or part not in checkpoint:
+            raise ValueError(f"{path} lacks the key {part!r}, under which the wanted network should be: it is another file")
+        checkpoint = checkpoint[part]
+    return _unwrap(checkpoint, str(path))
+
+
+def rename(tensors: Mapping[str, Tensor], rules: Mapping[str, str | None]) -> dict[str, Tensor]:
+    """Give tensors other names, behind whatever prefixes DataParallel or a training module added.
+
+    Args:
+        tensors: by name.
+        rules: name -> the new one, or None to leave the tensor out. With a dot at its end it is the beginning of names.
+    """
+    prefixes = re.compile(f"(?:{'|'.join(map(re.escape, _PREFIXES))})*")
+    renamed = {}
+    for name, tensor in tensors.items():
+        start = prefixes.match(name).end()
+        rest = name[start:]
+        rule = next((old for old in rules if rest == old or (old.endswith(".") and rest.startswith(old))), None)
+        if rule is None:
+            renamed[name] = tensor
+        elif (new := rules[rule]) is not None:
+            renamed[name[:start] + new + rest[len(rule) :]] = tensor
+    return renamed
 
 
 def find_file(path: str | os.PathLike[str]) -> Path:
@@ -143,7 +184,7 @@ def _unwrap(checkpoint: Any, label: str) -> dict[str, Tensor]:
     return tensors
 
 
-def _compare(net: nn.Module, tensors: dict[str, Tensor], label: str) -> tuple[dict[str, Tensor], WeightsReport]:
+def _compare(net: nn.Module, tensors: Mapping[str, Tensor], label: str) -> tuple[dict[str, Tensor], WeightsReport]:
     wanted = {name: value for name, value in net.state_dict().items() if isinstance(value, Tensor)}
     file_prefix, net_prefix = _best_prefixes(tensors, wanted)
     inside = {net_prefix + n[len(file_prefix) :]: n for n in tensors if n.startswith(file_prefix)}
@@ -195,4 +236,5 @@ def _prefixes(names: Iterable[str]) -> set[str]:
 def _same_constant(constant: Tensor | None, tensor: Tensor) -> bool:
     if constant is None or constant.numel() != tensor.numel():
         return False
-    return torch.allclose(constant.detach().cpu().float().flatten(), tensor.float().flatten())
+    rounded = constant.detach().cpu().to(tensor.dtype)  # as a file in half precision holds it
+    return torch.allclose(rounded.float().flatten(), tensor.float().flatten())

@@ -11,7 +11,21 @@ from torch import Tensor, nn
 from .classifier import ImageClassifier
 
 Activation = Literal["relu", "silu"]
-_ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "silu": nn.SiLU}
+ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "silu": nn.SiLU}
+
+
+def blocks_of(depth: int) -> int:
+    """Blocks a stage of a wide ResNet of ``depth`` layers; ValueError if there is none."""
+    blocks, remainder = divmod(depth - 4, 6)
+    if blocks < 1 or remainder:
+        raise ValueError(f"depth must be 6 n + 4 (10, 16, 22, 28, 34, ...), got {depth}")
+    return blocks
+
+
+def check_activation(activation: str) -> None:
+    """Refuse an unknown activation."""
+    if activation not in ACTIVATIONS:
+        raise ValueError(f"activation must be one of {', '.join(ACTIVATIONS)}, got {activation!r}")
 
 
 class WideBlock(nn.Module):
@@ -22,7 +36,7 @@ class WideBlock(nn.Module):
 
     def __init__(self, in_planes: int, planes: int, stride: int, activation: Activation, drop_rate: float) -> None:
         super().__init__()
-        self.act = _ACTIVATIONS[activation]()
+        self.act = ACTIVATIONS[activation]()
         self.drop_rate = drop_rate
         self.bn1 = nn.BatchNorm2d(in_planes)
         self.conv1 = nn.Conv2d(in_planes, planes, 3, stride, padding=1, bias=False)
@@ -86,11 +100,8 @@ class WideResNet(ImageClassifier):
         std: Sequence[float] | None = None,
     ) -> None:
         super().__init__(in_channels, mean, std)
-        blocks, remainder = divmod(depth - 4, 6)
-        if blocks < 1 or remainder:
-            raise ValueError(f"depth must be 6 n + 4 (10, 16, 22, 28, 34, ...), got {depth}")
-        if activation not in _ACTIVATIONS:
-            raise ValueError(f"activation must be one of {', '.join(_ACTIVATIONS)}, got {activation!r}")
+        blocks = blocks_of(depth)
+        check_activation(activation)
         if not 0 <= drop_rate < 1:
             raise ValueError(f"drop_rate must be in [0, 1), got {drop_rate}")
         widths = [16 * widen_factor, 32 * widen_factor, 64 * widen_factor]
@@ -99,7 +110,7 @@ class WideResNet(ImageClassifier):
         self.block2 = WideStage(blocks, widths[0], widths[1], 2, activation, drop_rate)
         self.block3 = WideStage(blocks, widths[1], widths[2], 2, activation, drop_rate)
         self.bn1 = nn.BatchNorm2d(widths[2])
-        self.act = _ACTIVATIONS[activation]()
+        self.act = ACTIVATIONS[activation]()
         self.fc = nn.Linear(widths[2], num_classes)
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
