@@ -2,7 +2,37 @@
 
 from functools import partial
 
-from robust_pl.callbacks import APGD, FGSM, PGD, SignHunter, SimBA
+from robust_pl.callbacks import (
+    APGD,
+    BIM,
+    DIM,
+    FGSM,
+    MIM,
+    NIM,
+    PGD,
+    SIM,
+    TIM,
+    VMIM,
+    VNIM,
+    CWLinf,
+    DiverseInputs,
+    EoT,
+    QueryNet,
+    ScaleCopies,
+    SignHunter,
+    SimBA,
+    Smoothing,
+)
+
+
+class EoTPGD(EoT):
+    """With the radius first, as the tests give it to all attacks."""
+
+    def __init__(self, eps, *, samples, **arguments):
+        super().__init__(PGD(eps, **arguments), samples)
+
+
+QUERYNET = {"n_surrogates": 2, "width": 4, "first_steps": 20, "fit_steps": 3, "batch_size": 16, "min_picks": 2}
 
 # Arguments that tests override (seed) are left out.
 ATTACKS = [
@@ -10,6 +40,24 @@ ATTACKS = [
     ("apgd_l2", partial(APGD, 1.0, norm="l2", steps=10, restarts=2)),
     ("apgd_l1", partial(APGD, 6.0, norm="l1", steps=10)),
     ("apgd_l1_largereps", partial(APGD, 6.0, norm="l1", steps=10, use_largereps=True, eot_iter=2)),
+    ("bim", partial(BIM, 0.1, steps=3)),
+    ("bim_l2_best", partial(BIM, 1.0, 0.4, steps=4, norm="l2", keep="best")),
+    ("cw_linf", partial(CWLinf, 0.1, steps=3)),
+    ("cw_linf_targeted", partial(CWLinf, 0.2, steps=5, kappa=1.0, targeted=True, restarts=2)),
+    ("dim", partial(DIM, 0.1, steps=4)),
+    ("dim_l2_best", partial(DIM, 1.0, 0.5, steps=4, norm="l2", resize_rate=1.5, keep="best")),
+    ("dts_mim", partial(MIM, 0.1, steps=4, transforms=[ScaleCopies(3), DiverseInputs(1.3), Smoothing(3)])),
+    ("eot", partial(EoTPGD, 0.1, steps=3, samples=2)),
+    ("mim", partial(MIM, 0.1, steps=3)),
+    ("mim_l2", partial(MIM, 1.0, steps=3, norm="l2", decay=0.5)),
+    ("nim", partial(NIM, 0.1, steps=3)),
+    ("nim_l2_best", partial(NIM, 1.0, steps=3, norm="l2", keep="best")),
+    ("sim", partial(SIM, 0.1, steps=3, copies=3)),
+    ("tim", partial(TIM, 0.1, steps=3, kernel_size=3)),
+    ("vmim", partial(VMIM, 0.1, steps=3, neighbours=7)),
+    ("vmim_l2", partial(VMIM, 1.0, steps=3, norm="l2", neighbours=3)),
+    ("vnim", partial(VNIM, 0.1, steps=3, neighbours=3)),
+    ("pgd_best", partial(PGD, 0.1, steps=3, keep="best")),
     ("fgsm", partial(FGSM, 0.1)),
     ("fgsm_l2", partial(FGSM, 1.0, norm="l2")),
     ("fgsm_l1", partial(FGSM, 6.0, norm="l1", random_start=True)),
@@ -21,6 +69,8 @@ ATTACKS = [
     ("pgd_margin_restarts", partial(PGD, 0.1, steps=3, objective="margin", restarts=2)),
     ("pgd_targeted", partial(PGD, 0.2, steps=3, targeted=True)),
     ("pgd_no_track", partial(PGD, 0.1, steps=3, bn_mode="train_no_track")),
+    ("querynet", partial(QueryNet, 0.1, n_queries=30, p_init=0.4, **QUERYNET)),
+    ("querynet_l2", partial(QueryNet, 1.0, norm="l2", n_queries=30, p_init=0.4, **QUERYNET)),
     ("signhunter", partial(SignHunter, 0.1, n_queries=80)),
     ("simba", partial(SimBA, 1.0, n_queries=150)),
     ("simba_linf", partial(SimBA, 0.1, norm="linf", n_queries=150, objective="margin")),
