@@ -86,6 +86,7 @@ class Search:
         ids: where these stand in the batch, int64 (n,).
         x_best: the image that was accepted last, (n, C, H, W).
         value: the objective there, (n,).
+        logits: of the network at the images that were offered last, (n, K), until samples leave.
         kept: other tensors (n, ...) of an attack, which are cut together with the samples.
         spent: queries of each standing sample so far.
 
@@ -132,9 +133,10 @@ class Search:
 
         Args:
             x_new: candidates.
-            accept: decides from their objective and from that of ``x_best``, both (n,). A success is always accepted.
+            accept: decides from their objective and from that of ``x_best``, both (n,): ``torch.gt``, ``torch.ge`` or
+                :func:`always`. A success is always accepted.
         """
-        logits = self.problem.logits(x_new)
+        logits = self.logits = self.problem.logits(x_new)
         self._pay(1)
         value, fooled = self.problem.objective(logits).to(self.value.dtype), self.problem.fooled(logits)
         accepted = (accept(value, self.value) | fooled) & self._standing
@@ -174,6 +176,11 @@ class Search:
         self.x_best, self.value = self.x_best[rows], self.value[rows]
         self.kept = {name: tensor[rows] for name, tensor in self.kept.items()}
         self._standing, self._unpaid = self._standing[rows], torch.zeros_like(self._unpaid[rows])
+
+
+def always(value: Tensor, best: Tensor) -> Tensor:
+    """For :meth:`Search.offer`: every candidate is accepted, as on a walk that may descend."""
+    return torch.ones_like(value, dtype=torch.bool)
 
 
 @dataclass(frozen=True)
