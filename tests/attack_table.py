@@ -6,14 +6,17 @@ from robust_pl.callbacks import (
     APGD,
     BIM,
     DIM,
+    FAB,
     FGSM,
     MIM,
+    NES,
     NIM,
     PGD,
     SIM,
     TIM,
     VMIM,
     VNIM,
+    Bandits,
     CWLinf,
     DiverseInputs,
     EoT,
@@ -22,6 +25,7 @@ from robust_pl.callbacks import (
     SignHunter,
     SimBA,
     Smoothing,
+    Square,
 )
 
 
@@ -32,7 +36,7 @@ class EoTPGD(EoT):
         super().__init__(PGD(eps, **arguments), samples)
 
 
-QUERYNET = {"n_surrogates": 2, "width": 4, "first_steps": 20, "fit_steps": 3, "batch_size": 16, "min_picks": 2}
+QUERYNET = {"n_surrogates": 2, "width": 2, "first_steps": 10, "fit_steps": 2, "batch_size": 16, "min_picks": 2}
 
 # Arguments that tests override (seed) are left out.
 ATTACKS = [
@@ -58,6 +62,9 @@ ATTACKS = [
     ("vmim_l2", partial(VMIM, 1.0, steps=3, norm="l2", neighbours=3)),
     ("vnim", partial(VNIM, 0.1, steps=3, neighbours=3)),
     ("pgd_best", partial(PGD, 0.1, steps=3, keep="best")),
+    ("fab", partial(FAB, 0.4, steps=10, n_targets=None)),
+    ("fab_t_l2", partial(FAB, 2.0, norm="l2", steps=10, n_targets=1)),
+    ("fab_t_l1", partial(FAB, 12.0, norm="l1", steps=20, n_targets=1)),
     ("fgsm", partial(FGSM, 0.1)),
     ("fgsm_l2", partial(FGSM, 1.0, norm="l2")),
     ("fgsm_l1", partial(FGSM, 6.0, norm="l1", random_start=True)),
@@ -69,10 +76,18 @@ ATTACKS = [
     ("pgd_margin_restarts", partial(PGD, 0.1, steps=3, objective="margin", restarts=2)),
     ("pgd_targeted", partial(PGD, 0.2, steps=3, targeted=True)),
     ("pgd_no_track", partial(PGD, 0.1, steps=3, bn_mode="train_no_track")),
-    ("querynet", partial(QueryNet, 0.1, n_queries=30, p_init=0.4, **QUERYNET)),
-    ("querynet_l2", partial(QueryNet, 1.0, norm="l2", n_queries=30, p_init=0.4, **QUERYNET)),
+    ("querynet", partial(QueryNet, 0.1, n_queries=12, p_init=0.4, **QUERYNET)),
+    ("querynet_l2", partial(QueryNet, 1.0, norm="l2", n_queries=12, p_init=0.4, **QUERYNET)),
     ("signhunter", partial(SignHunter, 0.1, n_queries=80)),
     ("simba", partial(SimBA, 1.0, n_queries=150)),
     ("simba_linf", partial(SimBA, 0.1, norm="linf", n_queries=150, objective="margin")),
     ("simba_dct", partial(SimBA, 1.0, n_queries=150, freq_dims=4)),
+    ("square", partial(Square, 0.1, n_queries=100)),
+    ("square_l2", partial(Square, 1.0, norm="l2", n_queries=100)),
+    ("square_l1", partial(Square, 6.0, norm="l1", n_queries=100, objective="ce")),
+    ("square_targeted_restarts", partial(Square, 0.2, n_queries=60, restarts=2, rescale_schedule=True, targeted=True)),
+    ("nes", partial(NES, 0.1, directions=10, sigma=0.1, n_queries=130)),
+    ("nes_l2", partial(NES, 1.0, 0.3, directions=5, sigma=0.1, norm="l2", n_queries=80)),
+    ("bandits", partial(Bandits, 0.1, 0.01, prior_size=4, fd_eta=0.1, n_queries=120)),
+    ("bandits_l2", partial(Bandits, 1.0, prior_size=4, n_queries=80, norm="l2", objective="margin")),
 ]
