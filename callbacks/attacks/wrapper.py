@@ -34,6 +34,7 @@ class Wrapper(Attack):
             seed=attack.seed,
         )
         self.attack = attack
+        self.per_sample = attack.per_sample
         self.eps = attack.eps  # which may be infinite, where the smallest perturbation is looked for
 
     @property
