@@ -4,16 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
-import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from PIL import Image, ImageDraw
 from torch import Tensor
 
+from ...report.pictures import Caption, grid
 from ..evaluation import RobustEvaluation
 from ..outcome import Outcome
-
-_CELL, _GAP, _CAPTION, _MARGIN = 96, 6, 14, 110
 
 
 class ImageGrid(Callback):
@@ -74,9 +70,6 @@ class ImageGrid(Callback):
                     logger.log_image(f"{prefix.split('_')[0]}/images_{attack}", [picture])
 
 
-Caption = tuple[str, bool]
-
-
 def _captions(outcome: Outcome, attack: str, names: list[str] | None, n: int) -> list[list[Caption]]:
     def say(classes: Tensor) -> list[str]:
         return [names[c] if names else str(c) for c in classes[:n].tolist()]
@@ -87,36 +80,3 @@ def _captions(outcome: Outcome, attack: str, names: list[str] | None, n: int) ->
         right = (predicted == y)[:n].tolist()
         rows.append(list(zip(say(predicted), right, strict=True)))
     return [*rows, [(f"is {name}", True) for name in say(y)]]
-
-
-def grid(x: Tensor, x_adv: Tensor, captions: list[list[Caption]]) -> Image.Image:
-    """Three rows of pictures with captions.
-
-    Args:
-        x: clean pixels (N, C, H, W) in [0, 1] on the CPU.
-        x_adv: attacked pixels, alike.
-        captions: for each row and column a text and whether it is right.
-    """
-    delta = x_adv - x
-    magnify = 0.5 / delta.abs().max().clamp_min(1e-8).item()
-    rows = [("clean", x), ("adversarial", x_adv), (f"difference\nx {magnify:.3g}", 0.5 + magnify * delta)]
-    height = len(rows) * (_CELL + _CAPTION + _GAP) + _GAP
-    canvas = Image.new("RGB", (_MARGIN + len(x) * (_CELL + _GAP), height), "white")
-    pen = ImageDraw.Draw(canvas)
-    for r, (title, images) in enumerate(rows):
-        top = _GAP + r * (_CELL + _CAPTION + _GAP)
-        pen.text((_GAP, top + _CELL // 2 - 8), title, fill="black")
-        for c, image in enumerate(images):
-            left = _MARGIN + c * (_CELL + _GAP)
-            canvas.paste(_cell(image), (left, top))
-            text, right = captions[r][c]
-            pen.text((left, top + _CELL), text[:15], fill="black" if right else "red")
-    return canvas
-
-
-def _cell(image: Tensor) -> Image.Image:
-    pixels = (image.clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()
-    if pixels.shape[2] != 3:
-        pixels = np.repeat(pixels[:, :, :1], 3, axis=2)
-    # Nearest neighbour, so that single attacked pixels stay visible.
-    return Image.fromarray(pixels).resize((_CELL, _CELL), Image.Resampling.NEAREST)

@@ -1,0 +1,21 @@
+"""What was measured, for people and for leaderboards: tables, pictures, Markdown, JSON. Works on plain data."""
+
+from .._lazy import attach
+
+__getattr__, __dir__, __all__ = attach(
+    __name__,
+    {
+        "Curve": "curve",
+        "Line": "summary",
+        "Table": "table",
+        "as_markdown": "markdown",
+        "interval": "wilson",
+        "model_info": "robustbench_info",
+        "plot_curves": "plots",
+        "plot_summary": "plots",
+        "summarise": "summary",
+        "worst_images": "worst",
+        "worst_samples": "worst",
+        "write_report": "write",
+    },
+)
