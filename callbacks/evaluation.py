@@ -44,6 +44,8 @@ class RobustEvaluation(Callback):
 
     request: dict[str, Any] | None = None
     """All that determines the result, as the command line knows it; None takes the attacks' own settings."""
+    notes: dict[str, Any] | None = None
+    """What the store should say of where the evaluation comes from."""
 
     def __init__(self, num_classes: int | None = None, output_dir: str | None = None, save_adversarial: bool = True) -> None:
         self.num_classes, self.output_dir, self.save_adversarial = num_classes, output_dir, save_adversarial
@@ -73,7 +75,7 @@ class RobustEvaluation(Callback):
         # Processes that a cluster started do not know of each other's folders.
         folder = Path(trainer.strategy.broadcast(self.output_dir))
         request = self.request or {"attacks": {name: describe(a) for name, a in self._named_attacks(trainer, stage).items()}}
-        self._store = Store(folder, request, images=self.save_adversarial, writer=trainer.is_global_zero)
+        self._store = Store(folder, request, self.notes, images=self.save_adversarial, writer=trainer.is_global_zero)
         self._finished = frozenset(trainer.strategy.broadcast(self._store.finished()))
         if self._finished and hasattr(trainer.datamodule, "leave_out"):
             limit = f"limit_{stage}_batches"
@@ -97,8 +99,7 @@ class RobustEvaluation(Callback):
         self._seen = 0
         self._board = Scoreboard(list(self._attacks), classes).to(pl_module.device)
         if self._store is not None and trainer.is_global_zero:
-            facts = facts_about(pl_module, trainer.datamodule, classes)
-            self._store.identify(**facts)
+            self._store.identify(**facts_about(pl_module, self._attacks, trainer.datamodule))
             for columns, meta in self._store.columns():
                 replay(self._board, columns, meta["seconds"], pl_module.device)
         self._fit_attacks(trainer, pl_module, stage)

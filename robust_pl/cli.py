@@ -1,4 +1,4 @@
-"""The command line: ``robust-pl fit | validate | test | predict``, and ``python -m robust_pl``."""
+"""The command line: ``robust-pl fit | validate | test | predict | audit``, and ``python -m robust_pl``."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
+_COMMANDS = ("audit",)
 _SUBCOMMANDS = ("fit", "validate", "test", "predict")
 # Where a run was trained says nothing about where its checkpoint is tested.
 _HARDWARE = ("accelerator", "devices", "num_nodes", "strategy", "plugins", "default_root_dir")
@@ -44,6 +45,10 @@ def main(args: Sequence[str] | None = None) -> None:
 
 
 def _run(arguments: list[str]) -> None:
+    if arguments and arguments[0] in _COMMANDS:
+        from . import commands
+
+        return getattr(commands, arguments[0])(arguments[1:])
     from .trust import guarded, named_by, read_checkpoint, stored_config
 
     from_checkpoint = _value_of(arguments, "--ckpt_path")

@@ -42,3 +42,10 @@ class Instantiator(_InstantiatorFn):
             taken = arguments_of(net["class_path"])
             links = {k: v for k, v in links.items() if not k.startswith(NET) or k.rsplit(".", 1)[-1] in taken}
         return super().__call__(class_type, *args, applied_instantiation_links=links, **kwargs)
+
+
+def link_data_to_net(parser: LightningArgumentParser) -> None:
+    """The data know how many classes and channels there are."""
+    parser.link_arguments("data.num_classes", "model.init_args.num_classes", apply_on="instantiate")
+    parser.link_arguments("data.num_classes", f"{NET}.num_classes", apply_on="instantiate")
+    parser.link_arguments("data.in_channels", f"{NET}.in_channels", apply_on="instantiate")

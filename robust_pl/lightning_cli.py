@@ -25,7 +25,7 @@ from .callbacks import Attack, ImageGrid, ProgressBar, RobustEvaluation
 from .callbacks.checkpoints import BestCheckpoint, LastCheckpoint
 from .callbacks.outcome import check_names
 from .callbacks.store.files import sha256_of_file
-from .cli_parser import NET, Instantiator, Parser
+from .cli_parser import Instantiator, Parser, link_data_to_net
 from .data import ImageDataModule
 from .methods import Method
 from .run_folder import RunFolder, versions
@@ -119,9 +119,7 @@ class RobustCLI(LightningCLI):
         )
         parser.add_lightning_class_args(RobustEvaluation, "evaluation")
         parser.add_class_arguments(Run, "run")
-        parser.link_arguments("data.num_classes", "model.init_args.num_classes", apply_on="instantiate")
-        parser.link_arguments("data.num_classes", f"{NET}.num_classes", apply_on="instantiate")
-        parser.link_arguments("data.in_channels", f"{NET}.in_channels", apply_on="instantiate")
+        link_data_to_net(parser)
         parser.link_arguments("seed_everything", "data.init_args.seed", compute_fn=int)
         parser.link_arguments("seed_everything", "model.init_args.attack.init_args.seed", compute_fn=int)
 
@@ -172,6 +170,9 @@ class RobustCLI(LightningCLI):
             folder = run.evaluation(self.subcommand, self.request) if rank_zero_only.rank == 0 else run.path
             evaluation.output_dir = str(folder)
         evaluation.request = self.request
+        evaluation.notes = {"name": run.record().get("name", run.path.name), "versions": versions()}
+        if checkpoint := self.config[self.subcommand].get("ckpt_path"):
+            evaluation.notes["checkpoint"] = os.path.relpath(checkpoint, run.path)
         return evaluation
 
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:

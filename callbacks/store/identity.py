@@ -31,14 +31,27 @@ def describe(attack: EvaluationAttack) -> dict[str, Any]:
     return settings
 
 
-def facts_about(model: nn.Module, data: LightningDataModule | None, classes: int) -> dict[str, Any]:
-    """Sums and sizes that tell one network and one data set from another."""
-    facts: dict[str, Any] = {"weights": sha256_of_tensors(model.state_dict()), "classes": classes}
+def facts_about(
+    model: nn.Module, attacks: Mapping[str, EvaluationAttack], data: LightningDataModule | None = None
+) -> dict[str, Any]:
+    """Sums and sizes that tell one network, one data set and one threat model from another."""
+    facts: dict[str, Any] = {"weights": sha256_of_weights(model)}
+    facts["threats"] = {name: {"norm": a.norm, "eps": _number(getattr(a, "eps", None))} for name, a in attacks.items()}
     test_set = getattr(data, "test_set", None)
     if test_set is not None:
         x, y = test_set.read(torch.arange(min(16, len(test_set))), None)
         facts |= {"samples": len(test_set), "first_16": sha256_of_tensors({"x": x, "y": y})}
     return facts
+
+
+def sha256_of_weights(model: nn.Module) -> str:
+    """Sum of a network's tensors in their order; not of their names, which a wrapper changes."""
+    return sha256_of_tensors({f"{place:06d}": tensor for place, tensor in enumerate(model.state_dict().values())})
+
+
+def _number(eps: Any) -> str | None:
+    """A radius as it was written; None if there is none or each sample has its own."""
+    return None if eps is None or isinstance(eps, Tensor) else str(eps)
 
 
 def replay(board: Scoreboard, columns: Mapping[str, Tensor], seconds: Mapping[str, float], device: torch.device) -> None:

@@ -20,7 +20,7 @@ import json
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 from torch import Tensor
@@ -49,6 +49,7 @@ class Store:
     Args:
         folder: where; made if missing.
         request: all that determines the result, for JSON: an evaluation goes on only where the request is the same.
+        notes: what else a reader should know of where it comes from, for JSON.
         images: whether adversarial images are kept.
         writer: whether this process may remove what others left behind: the first one.
 
@@ -56,23 +57,39 @@ class Store:
         ValueError: if the folder holds another evaluation, one that is running, or files that are none.
     """
 
-    def __init__(self, folder: Path, request: Mapping[str, Any], *, images: bool = True, writer: bool = True) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        request: Mapping[str, Any],
+        notes: Mapping[str, Any] | None = None,
+        *,
+        images: bool = True,
+        writer: bool = True,
+    ) -> None:
         self.folder, self.images = folder, images
         self._lock: Lock | None = None
         request = json.loads(json.dumps(request))  # as it will be read
         if writer:
-            self._claim(request)
+            self._claim(request, notes or {})
 
-    def _claim(self, request: dict[str, Any]) -> None:
+    def _claim(self, request: dict[str, Any], notes: Mapping[str, Any]) -> None:
         folder = self.folder
         about = folder / ABOUT
         if not about.exists() and (folder / TABLE).exists():
             raise ValueError(f"{folder} has a {TABLE} and no {ABOUT}, so it is not ours: choose another output_dir")
         folder.mkdir(parents=True, exist_ok=True)
         self._lock = Lock(folder / LOCK)
+        try:
+            self._begin_or_go_on(request, notes)
+        except BaseException:
+            self.close()
+            raise
+
+    def _begin_or_go_on(self, request: dict[str, Any], notes: Mapping[str, Any]) -> None:
+        folder, about = self.folder, self.folder / ABOUT
         clean_up(folder)
         if not about.exists():
-            write_json(about, {"format": FORMAT, "request": request})
+            write_json(about, {"format": FORMAT, "request": request, "notes": notes})
             return
         found = read_about(folder)
         if found.get("request") != request:
@@ -113,13 +130,32 @@ class Store:
         seconds = {name: verdict.seconds for name, verdict in outcome.verdicts.items()}
         if self.images:
             tensors |= {IMAGES + name: verdict.attacked.x_adv for name, verdict in outcome.verdicts.items()}
-        meta = {"columns": columns, "seconds": seconds, "data": sha256_of_data(x, outcome.y)}
+        meta = {
+            "columns": columns,
+            "classes": outcome.logits.shape[1],
+            "seconds": seconds,
+            "data": sha256_of_data(x, outcome.y),
+        }
         write_tensors(self.shard(first), tensors, meta)
         shutil.rmtree(self.folder / "parts" / f"{first:08d}", ignore_errors=True)
 
     def shard(self, first: int) -> Path:
         """File of a finished batch."""
         return self.folder / "shards" / f"{first:08d}.safetensors"
+
+    def read(self, first: int, x: Tensor, y: Tensor) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Columns and meta of a finished batch with the clean pixels ``x`` and labels ``y``.
+
+        Raises:
+            ValueError: if they are not those of the batch that was evaluated, or the file is damaged.
+        """
+        columns, meta = read_tensors(self.shard(first), leave_out=IMAGES)
+        if meta["data"] != sha256_of_data(x, y):
+            raise ValueError(
+                f"{self.shard(first)} was made from other images or labels: this store belongs to another data set; "
+                "choose another folder, and nothing there is touched"
+            )
+        return columns, meta
 
     def columns(self) -> Iterator[tuple[dict[str, Tensor], dict[str, Any]]]:
         """Columns and meta of the finished batches, one at a time, so that memory does not grow with the data set."""
@@ -129,7 +165,8 @@ class Store:
     def finish(self, figures: Mapping[str, float]) -> Path:
         """Write the table, the figures over all samples, and the sums; returns the path of the table."""
         shutil.rmtree(self.folder / "parts", ignore_errors=True)
-        _write_table(self.folder / TABLE, self.columns())
+        with replacing(self.folder / TABLE) as file:
+            write_table(file, self.columns())
         write_json(self.folder / FIGURES, dict(figures))
         seal(self.folder)
         return self.folder / TABLE
@@ -181,20 +218,19 @@ def sha256_of_data(x: Tensor, y: Tensor) -> str:
     return sha256_of_tensors({"x": x, "y": y})
 
 
-def _write_table(path: Path, batches: Iterable[tuple[dict[str, Tensor], dict[str, Any]]]) -> None:
-    """CSV, one row a sample."""
+def write_table(file: IO[bytes], batches: Iterable[tuple[dict[str, Tensor], dict[str, Any]]]) -> None:
+    """CSV of columns and meta, one row a sample."""
     header: list[str] = []
-    with replacing(path) as file:
-        text = io.TextIOWrapper(file, newline="")
-        writer = csv.writer(text)
-        for columns, meta in batches:
-            if not header:
-                header = meta["columns"]
-                writer.writerow(header)
-            whole = [columns[name].int() if columns[name].dtype == torch.bool else columns[name] for name in header]
-            writer.writerows(zip(*(column.tolist() for column in whole), strict=True))
-        text.flush()
-        text.detach()
+    text = io.TextIOWrapper(file, newline="")
+    writer = csv.writer(text)
+    for columns, meta in batches:
+        if not header:
+            header = meta["columns"]
+            writer.writerow(header)
+        whole = [columns[name].int() if columns[name].dtype == torch.bool else columns[name] for name in header]
+        writer.writerows(zip(*(column.tolist() for column in whole), strict=True))
+    text.flush()
+    text.detach()
 
 
 def read_about(folder: Path) -> dict[str, Any]:

@@ -4,17 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.pytorch import LightningDataModule
 from rich.console import Console
-from rich.progress import track
+from rich.progress import Progress
 from torch import Tensor, nn
 
 from ..callbacks.attacks.base import Attack
 from ..callbacks.attacks.prepare import evaluating
-from ..callbacks.outcome import attack_batch, check_names, score
+from ..callbacks.outcome import Keeper, attack_batch, check_names, score
+from ..callbacks.progress import AttackBar
+from ..callbacks.store.identity import describe, facts_about, replay
+from ..callbacks.store.store import Store
 from ..metrics.scoreboard import Row, Scoreboard, as_metrics, as_table
 
 Data = LightningDataModule | Iterable[Any] | tuple[Tensor, Tensor]
@@ -46,6 +51,7 @@ def evaluate(
     batch_size: int = 128,
     limit: int | None = None,
     progress: bool = False,
+    store: str | Path | None = None,
 ) -> Report:
     """Accuracy of a classifier on clean samples, under each attack, and under the worst of them per sample.
 
@@ -59,33 +65,77 @@ def evaluate(
         batch_size: samples a batch where ``data`` are tensors.
         limit: only the first so many samples.
         progress: show a progress bar.
+        store: folder that keeps the outcome of every sample, see :mod:`robust_pl.callbacks.store.store`. Where it holds the
+            beginning of the same evaluation, that goes on.
 
     Raises:
-        ValueError: if a name is taken twice or by the report itself, there is no sample, or an attack refuses its input.
+        ValueError: if a name is taken twice or by the report itself, there is no sample, an attack refuses its input, or
+            the store holds another evaluation.
     """
     attacks = dict(attacks or {})
     check_names(list(attacks))
+    kept = None
+    if store is not None:
+        request = {"attacks": {k: describe(v) for k, v in attacks.items()}, "batch_size": batch_size, "limit": limit}
+        kept = Store(Path(store), request)
+    try:
+        with evaluating(model):
+            _fit(attacks, model, data)
+            board = _evaluate(model, _limited(_batches(data, batch_size), limit), attacks, kept, progress)
+        if board is None:
+            raise ValueError("there is nothing to evaluate: the data hold no sample")
+        report = Report(board.rows())
+        if kept is not None:
+            kept.finish(report.metrics)
+    finally:
+        if kept is not None:
+            kept.close()
+    return report
+
+
+def _fit(attacks: Mapping[str, Attack], model: nn.Module, data: Data) -> None:
+    for name, attack in attacks.items():
+        if attack.must_fit and not attack.fitted:
+            if not isinstance(data, LightningDataModule):
+                raise ValueError(f"the attack {name!r} must see training data first: pass a data module")
+            data.prepare_data()
+            data.setup("fit")
+            attack.fit_to(model, data.train_dataloader())
+
+
+def _evaluate(
+    model: nn.Module,
+    batches: Iterable[tuple[Tensor, Tensor, Tensor]],
+    attacks: Mapping[str, Attack],
+    store: Store | None,
+    progress: bool,
+) -> Scoreboard | None:
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
+    bar = AttackBar()
     board: Scoreboard | None = None
-    batches: Iterable[tuple[Tensor, Tensor, Tensor]] = _limited(_batches(data, batch_size), limit)
-    if progress:
-        batches = track(batches, description="evaluating")
-    with evaluating(model):
-        for name, attack in attacks.items():
-            if attack.must_fit:
-                if not isinstance(data, LightningDataModule):
-                    raise ValueError(f"the attack {name!r} must see training data first: pass a data module")
-                data.prepare_data()
-                data.setup("fit")
-                attack.fit_to(model, data.train_dataloader())
-        for x, y, index in batches:
-            outcome = attack_batch(model, attacks, x.to(device), y.to(device), index)
-            if board is None:
-                board = Scoreboard(list(attacks), outcome.logits.shape[1]).to(device)
+    finished: frozenset[int] = frozenset()
+    if store is not None:
+        store.identify(**facts_about(model, attacks))
+        finished = frozenset(store.finished())
+    with Progress(*Progress.get_default_columns(), disable=not progress) as display:
+        for x, y, index in display.track(batches, description="evaluating"):
+            first = int(index.min())
+            if store is not None and first in finished:
+                columns, meta = store.read(first, x, y)
+                board = board or Scoreboard(list(attacks), meta["classes"]).to(device)
+                replay(board, columns, meta["seconds"], device)
+                continue
+
+            def follow(name: str, first: int = first) -> Keeper:
+                watch = partial(bar.show, display, name) if progress else None
+                return Keeper(watch) if store is None else store.follow(first, name, watch)
+
+            outcome = attack_batch(model, attacks, x.to(device), y.to(device), index, follow=follow)
+            board = board or Scoreboard(list(attacks), outcome.logits.shape[1]).to(device)
             score(board, outcome)
-    if board is None:
-        raise ValueError("there is nothing to evaluate: the data hold no sample")
-    return Report(board.rows())
+            if store is not None:
+                store.add(x, outcome)
+    return board
 
 
 def _batches(data: Data, batch_size: int) -> Iterator[tuple[Tensor, Tensor, Tensor]]:

@@ -78,6 +78,11 @@ class Method(LightningModule, ABC):
         self._window: list[Example] = []
         self._rng: list[dict[str, Tensor]] | None = None
 
+    @property
+    def initial_weights(self) -> str | None:
+        """File of the weights that the network starts from."""
+        return self._weights
+
     def forward(self, x: Tensor) -> Tensor:
         """Logits (B, K) of pixels (B, C, H, W)."""
         return self.net(x)

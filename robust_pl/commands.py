@@ -1,0 +1,55 @@
+"""Commands that need no Trainer: ``robust-pl audit`` and ``robust-pl report``."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
+
+AUDIT = "Check a finished evaluation in a fresh process: sums, images, predictions, accuracies."
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        print(f"robust-pl: error: {message}: see {self.prog} --help", file=sys.stderr)
+        sys.exit(2)
+
+
+def audit(arguments: Sequence[str]) -> None:
+    """``robust-pl audit RUN``: ends the process with 1 where anything is wrong.
+
+    Args:
+        arguments: what follows the command.
+    """
+    parser = _Parser("robust-pl audit", description=AUDIT)
+    parser.add_argument("run", type=Path, help="folder of a run, or of one of its evaluations")
+    parser.add_argument("--device", default="cpu", help="where the network runs, such as cuda")
+    parser.add_argument(
+        "--trust", action="append", default=[], metavar="CLASS", help="class path of your own that the run may import"
+    )
+    options = parser.parse_args(arguments)
+    if not options.run.is_dir():
+        raise FileNotFoundError(f"{options.run} is not a folder: name a run, such as runs/quickstart")
+    import torch
+    from rich.progress import track
+
+    from .evaluation.audit import audit as check
+    from .evaluation.audit import evaluations
+    from .evaluation.rebuild import autocast_of, rebuild
+
+    passed = True
+    for folder in evaluations(options.run):
+        model, data = rebuild(folder, options.trust)
+        found = check(
+            folder,
+            model.to(torch.device(options.device)),
+            lambda index, data=data: data.test_set.read(index, None),
+            autocast=autocast_of(folder, options.device),
+            watch=lambda batches, folder=folder: track(batches, description=f"auditing {folder}"),
+        )
+        print(found)
+        passed &= found.passed
+    if not passed:
+        sys.exit(1)

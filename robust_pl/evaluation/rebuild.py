@@ -1,0 +1,81 @@
+"""Method and data module of an evaluation, from what its store says."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch.cli import LightningArgumentParser
+
+from ..callbacks.store.files import sha256_of_file
+from ..callbacks.store.store import read_about
+from ..data import ImageDataModule
+from ..methods import Method
+from ..nets.weights import load_weights
+from ..trust import check_classes, guarded, read_checkpoint
+
+
+def rebuild(folder: Path, named: Collection[str] = ()) -> tuple[Method, ImageDataModule]:
+    """The network with its weights, in eval mode on the CPU, and the data of an evaluation that ``robust-pl test`` made.
+
+    Args:
+        folder: of the evaluation.
+        named: class paths outside of robust_pl, torch, timm and lightning that it may import.
+
+    Raises:
+        FileNotFoundError: if the checkpoint or the data are not where they were.
+        ValueError: if the store was not made by the command line, or names classes that it may not import.
+    """
+    about = read_about(folder)
+    request = about["request"]
+    if "model" not in request:
+        raise ValueError(f"{folder} was not made by robust-pl test: call robust_pl.audit(folder, model, data) from Python")
+    config = {"model": request["model"], "data": request["data"]}
+    check_classes(config, folder / "store.json", named)
+    with guarded(named):
+        # Built by code, as far as the method can tell: nothing here is ever saved.
+        method, data = _instantiate(config)
+    if request["checkpoint"] is not None:
+        path = _find(folder, about.get("notes", {}).get("checkpoint"), request["checkpoint"])
+        load_weights(method, read_checkpoint(path)["state_dict"])
+    elif method.initial_weights is not None:
+        load_weights(method.net, method.initial_weights)
+    data.prepare_data()
+    data.setup("test")
+    return method.eval(), data
+
+
+def _instantiate(config: Mapping[str, Any]) -> tuple[Method, ImageDataModule]:
+    from ..cli_parser import link_data_to_net
+
+    parser = LightningArgumentParser(exit_on_error=False, parser_mode="omegaconf")
+    parser.add_lightning_class_args(Method, "model", subclass_mode=True)
+    parser.add_lightning_class_args(ImageDataModule, "data", subclass_mode=True)
+    link_data_to_net(parser)
+    built = parser.instantiate_classes(parser.parse_object(dict(config)))
+    return built.model, built.data
+
+
+def _find(folder: Path, noted: str | None, wanted: str) -> Path:
+    """The checkpoint, by its sum: where it was, or anywhere in the run's folder."""
+    run = folder.parent
+    candidates = [run / noted] if noted else []
+    candidates += sorted(run.rglob("*.ckpt"))
+    for path in candidates:
+        if path.is_file() and sha256_of_file(path) == wanted:
+            return path
+    raise FileNotFoundError(
+        f"no checkpoint with the SHA-256 {wanted[:12]}... at {noted or 'the place noted'} or in {run}: put it back, the "
+        "evaluation was made from it"
+    )
+
+
+def autocast_of(folder: Path, device: str) -> AbstractContextManager[Any]:
+    """What surrounded the network during an evaluation."""
+    precision = str(read_about(folder)["request"].get("trainer", {}).get("precision"))
+    if precision.endswith("-mixed"):
+        return torch.autocast(torch.device(device).type, torch.bfloat16 if precision.startswith("bf16") else torch.float16)
+    return nullcontext()
