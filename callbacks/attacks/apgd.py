@@ -13,6 +13,7 @@ from torch import Tensor
 from ...functional import losses
 from ...functional.geometry import Norm, size
 from .apgd_walk import MomentumWalk, SparseWalk, Walk
+from .autoattack_checks import warn_of_zero_gradients
 from .base import Attack
 from .checks import DEFAULT_EPS, Number, check_count, choose
 from .draws import Draws
@@ -86,7 +87,6 @@ class APGD(Attack):
         self.loss: APGDLoss = loss
         self.steps, self.n_targets, self.rho, self.eot_iter = steps, n_targets, rho, eot_iter
         self.use_largereps = use_largereps
-        self.rows_at_once: int | None = None
 
     def attempt(self, problem: Problem) -> Tensor:
         """All tries; they are those of :meth:`perturb`, which knows already what each has found."""
@@ -97,7 +97,7 @@ class APGD(Attack):
         rounds = self._rounds(problem)
         for done, (targets, draws) in enumerate(rounds):
             copies = len(draws)
-            width = max(1, (self.rows_at_once or len(x)) // copies)
+            width = max(1, problem.rows_at_once // copies)
             standing = found.standing.nonzero().squeeze(1)
             for ids in standing.split(width) if len(standing) else ():
                 start = self._start(problem, ids, draws)
@@ -155,6 +155,8 @@ class APGD(Attack):
         taken = 0
         for walk, steps in self._walks(part, ids, start):
             windows = walk.windows(steps)
+            if self.loss != "ce":
+                warn_of_zero_gradients(walk.gradient)
             for step in range(steps + 1):
                 if step:
                     walk.advance(last=step == steps)

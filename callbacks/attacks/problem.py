@@ -90,6 +90,8 @@ class Problem:
         self.eps, self.norm, self.objective = eps, norm, objective
         self.draws, self.dtype, self.careful, self.targeted = draws, dtype, careful, targeted
         self.ids: Tensor | None = None
+        # What fits into memory: attacks that look at samples from several places at once cut them so. Kept by rows().
+        self.rows_at_once = len(x)
         self.ledger = Ledger(len(x), x.device, progress or Progress())
 
     def logits(self, x_adv: Tensor) -> Tensor:
