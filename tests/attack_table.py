@@ -86,8 +86,8 @@ ATTACKS = [
     ("square_l2", partial(Square, 1.0, norm="l2", n_queries=100)),
     ("square_l1", partial(Square, 6.0, norm="l1", n_queries=100, objective="ce")),
     ("square_targeted_restarts", partial(Square, 0.2, n_queries=60, restarts=2, rescale_schedule=True, targeted=True)),
-    ("nes", partial(NES, 0.1, directions=10, sigma=0.1, n_queries=130)),
+    ("nes", partial(NES, 0.1, directions=10, sigma=0.1, n_queries=220, objective="ce")),
     ("nes_l2", partial(NES, 1.0, 0.3, directions=5, sigma=0.1, norm="l2", n_queries=80)),
-    ("bandits", partial(Bandits, 0.1, 0.01, prior_size=4, fd_eta=0.1, n_queries=120)),
-    ("bandits_l2", partial(Bandits, 1.0, prior_size=4, n_queries=80, norm="l2", objective="margin")),
+    ("bandits", partial(Bandits, 0.1, 0.01, prior_size=4, n_queries=120)),
+    ("bandits_l2", partial(Bandits, 1.0, prior_size=4, n_queries=80, norm="l2", objective="ce")),
 ]
