@@ -87,3 +87,8 @@ def _project_l1_box(delta: Tensor, x: Tensor, eps: float | Tensor) -> Tensor:
     level = torch.where(totals[:, :1] > budget, level, torch.zeros_like(level))
     magnitude = torch.minimum(clipped, (full - level).clamp_min(0.0))
     return (magnitude * delta.flatten(1).sign()).view_as(delta).to(delta.dtype)
+
+
+def rho_adv(x_adv: Tensor, x: Tensor, norm: Norm = "l2") -> Tensor:
+    """Mean of ||x_adv - x|| / ||x|| over samples (Moosavi-Dezfooli et al. 2016, arXiv 1511.04599), a scalar."""
+    return (size(x_adv - x, norm) / size(x, norm)).mean()
