@@ -22,13 +22,14 @@ class Bandits(QueryAttack):
     x + fd_eta * q / |q| for the enlarged q = p + exploration * u and q = p - exploration * u, u Gaussian with an expected
     length of about one; the difference over (fd_eta * exploration) times u moves p by ``prior_lr``, and x steps along the
     enlarged p. Under linf p stays in (-1, 1) and moves by exponentiated gradient (it is kept as its inverse tanh, in which
-    that is addition and never overflows), under l2 by addition. As in public codes the probes may
-    leave ball and box by fd_eta (in l2).
+    that is addition and never overflows), under l2 by addition. As in public codes the probes may leave ball and box by
+    fd_eta (in l2).
 
     The defaults of ``prior_lr``, ``exploration``, ``fd_eta`` and ``objective`` are our own: among the best of a dozen on 24
     images of CIFAR-10 and a ResNet-20 at 8/255 and 400 queries, where cross-entropy, as published, fooled fewer, since it is
-    flat where the network is sure. The authors' ImageNet setting is 100, 1.0, 0.1 with 50 tiles for linf at 0.05, and 0.001, 0.01, 0.01 for l2 at 5.0; their code gives the latter as
-    0.1, since it multiplies the estimate of the paper's algorithm by ``exploration`` once more.
+    flat where the network is sure. The authors' ImageNet setting is 100, 1.0, 0.1 with 50 tiles for linf at 0.05, and 0.001,
+    0.01, 0.01 for l2 at 5.0; their code gives that 0.001 as 0.1, since it multiplies the estimate of the paper's algorithm by
+    ``exploration`` once more.
 
     Cost: one forward pass at x, and 3 an iteration, as often as ``n_queries`` allows and until the first success. The third
     is the look whether the new image is a success, which published figures leave out: they count 2. No backward pass.
