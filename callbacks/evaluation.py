@@ -67,6 +67,11 @@ class RobustEvaluation(Callback):
         trainer.callbacks.append(evaluation)
         return evaluation
 
+    @property
+    def finished(self) -> frozenset[int]:
+        """First samples of the batches that an earlier, interrupted evaluation finished, and that this one leaves out."""
+        return self._finished
+
     def _open_store(self, trainer: Trainer, stage: str) -> None:
         """Before the data are read, so that finished batches are not."""
         self._store, self._finished = None, frozenset()
@@ -106,14 +111,20 @@ class RobustEvaluation(Callback):
 
     def _fit_attacks(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         for name, attack in self._attacks.items():
-            if attack.must_fit and not attack.fitted:
-                if trainer.datamodule is None:
-                    raise ValueError(f"the attack {name!r} must see training data first: give the trainer a data module")
-                if trainer.world_size > 1:
-                    raise ValueError(f"the attack {name!r} must see all training data first: evaluate it in one process")
-                trainer.datamodule.setup("fit")
-                attack.fit_to(pl_module, trainer.datamodule.train_dataloader())
-                attack.fitted = stage != "validate"  # in validation the network goes on changing
+            if not attack.must_fit or attack.fitted:
+                continue
+            if self._store is not None and self._store.recall_fitted(name, attack):
+                attack.fitted = True
+                continue
+            if trainer.datamodule is None:
+                raise ValueError(f"the attack {name!r} must see training data first: give the trainer a data module")
+            if trainer.world_size > 1:
+                raise ValueError(f"the attack {name!r} must see all training data first: evaluate it in one process")
+            trainer.datamodule.setup("fit")
+            attack.fit_to(pl_module, trainer.datamodule.train_dataloader())
+            attack.fitted = stage != "validate"  # in validation the network goes on changing
+            if self._store is not None:
+                self._store.remember_fitted(name, attack)
 
     def _batch(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any) -> None:
         x, y, index = batch[0], batch[1], _index(trainer, batch, self._seen)

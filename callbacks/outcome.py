@@ -61,6 +61,13 @@ class EvaluationAttack(Callback, ABC):
         with prepared(model, "eval"):
             self.fit(model, data)
 
+    def fitted_state(self) -> dict[str, Tensor]:
+        """What :meth:`fit` learned, so that an evaluation that is stopped need not fit again; empty fits again."""
+        return {}
+
+    def load_fitted_state(self, state: Mapping[str, Tensor]) -> None:
+        """Go on with what :meth:`fitted_state` gave."""
+
     @property
     def must_fit(self) -> bool:
         """Whether the class defines :meth:`fit`."""

@@ -7,13 +7,12 @@ import os
 import sys
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import yaml
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import Checkpoint, LearningRateMonitor
 from lightning.pytorch.callbacks import ProgressBar as LightningBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
@@ -24,46 +23,11 @@ from . import callbacks, data, methods, nets
 from .callbacks import Attack, ImageGrid, ProgressBar, RobustEvaluation
 from .callbacks.checkpoints import BestCheckpoint, LastCheckpoint
 from .callbacks.outcome import check_names
-from .callbacks.store.files import sha256_of_file
 from .cli_parser import Instantiator, Parser, link_data_to_net
+from .cli_settings import ReportOptions, Run, StoreConfig, request_of
 from .data import ImageDataModule
 from .methods import Method
-from .run_folder import RunFolder, versions
-from .trust import CONFIG_KEY
-
-
-@dataclass
-class Run:
-    """Where the run is kept, and how wandb files it.
-
-    Args:
-        name: folder of the run and its name in wandb; None takes the name of the config, else of the method.
-        output_dir: folder that holds all runs.
-        project: of wandb.
-        group: of wandb.
-        tags: of wandb.
-        monitor: metric that chooses ``best.ckpt``, the higher the better; None takes ``val/acc_worst``, or ``val/acc_clean``
-            where nothing attacks in validation.
-        save_every_n_steps: write ``last.ckpt`` also every so many training steps, and not only at the end of every epoch.
-    """
-
-    name: str | None = None
-    output_dir: str = "runs"
-    project: str = "robust_pl"
-    group: str | None = None
-    tags: list[str] = field(default_factory=list)
-    monitor: str | None = None
-    save_every_n_steps: int | None = None
-
-
-class StoreConfig(Callback):
-    """Puts the whole experiment into each checkpoint, so that it can be tested without its YAML."""
-
-    def __init__(self, config: dict[str, Any]) -> None:
-        self.config = config
-
-    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        checkpoint[CONFIG_KEY] = self.config
+from .run_folder import RunFolder, hardware, versions
 
 
 class RobustCLI(LightningCLI):
@@ -119,6 +83,7 @@ class RobustCLI(LightningCLI):
         )
         parser.add_lightning_class_args(RobustEvaluation, "evaluation")
         parser.add_class_arguments(Run, "run")
+        parser.add_class_arguments(ReportOptions, "report")
         link_data_to_net(parser)
         parser.link_arguments("seed_everything", "data.init_args.seed", compute_fn=int)
         parser.link_arguments("seed_everything", "model.init_args.attack.init_args.seed", compute_fn=int)
@@ -136,7 +101,7 @@ class RobustCLI(LightningCLI):
         config = self.config[self.subcommand]
         self._dump_config()
         stored = {k: v for k, v in self.config_dump.items() if k not in ("ckpt_path", "weights_only", "return_predictions")}
-        self.request = _request(self.subcommand, stored, config.ckpt_path)
+        self.request = request_of(self.subcommand, stored, config.ckpt_path)
         run = self._run_folder(config)
         settings = self._get(self.config_init, "trainer", default={})
         attacks = self._named_attacks()
@@ -169,6 +134,7 @@ class RobustCLI(LightningCLI):
             # Of several processes the first one's folder counts; the evaluation tells the others.
             folder = run.evaluation(self.subcommand, self.request) if rank_zero_only.rank == 0 else run.path
             evaluation.output_dir = str(folder)
+        self.evaluation = evaluation
         evaluation.request = self.request
         evaluation.notes = {"name": run.record().get("name", run.path.name), "versions": versions()}
         if checkpoint := self.config[self.subcommand].get("ckpt_path"):
@@ -188,6 +154,26 @@ class RobustCLI(LightningCLI):
             print(f"Run folder: {_shown(self.trainer.default_root_dir)}")
             if best.is_file():
                 print(f"Test it with: robust-pl test --ckpt_path {_shown(best)}")
+
+    def after_test(self) -> None:
+        folder = self.evaluation.output_dir
+        if not self.trainer.is_global_zero or folder is None or not isinstance(self.datamodule, ImageDataModule):
+            return
+        from rich.console import Console
+
+        from .evaluation.masking.flag import as_table
+        from .evaluation.reporting import report, write_flags
+
+        device = self.trainer.strategy.root_device
+        options = self._get(self.config_init, "report")
+        flags = write_flags(Path(folder), self.model.to(device), self.datamodule, options.flags, device)
+        raised = [flag for flag in flags if flag.raised]
+        if flags:
+            print(f"Checks for gradient masking: {len(raised)} of {len(flags)} raised")
+        if raised:
+            Console().print(as_table(raised))
+        path = report(Path(folder), self.datamodule, hardware(device), self.trainer.loggers)
+        print(f"Report: {_shown(path)}")
 
     def _named_attacks(self) -> list[Attack]:
         everywhere = self._get(self.config_init, "attacks") or {}
@@ -255,25 +241,6 @@ class RobustCLI(LightningCLI):
         )
         wandb._wandb_init.pop("anonymous", None)  # wandb warns of it although it is None
         return wandb
-
-
-# What changes how an evaluation is computed or shown, but not what comes out.
-_NOT_ASKED = ("num_workers", "output_dir")
-
-
-def _request(command: str, config: dict[str, Any], checkpoint: str | None) -> dict[str, Any]:
-    """All that determines the result of a test or predict: where it is the same, an evaluation that was stopped goes on."""
-
-    def asked(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {k: asked(v) for k, v in value.items() if k not in _NOT_ASKED}
-        return [asked(v) for v in value] if isinstance(value, list) else value
-
-    request = {key: asked(config.get(key)) for key in ("seed_everything", "model", "data", "attacks", "evaluation")}
-    trainer = config.get("trainer") or {}
-    request["trainer"] = {key: trainer.get(key) for key in ("precision", f"limit_{command}_batches")}
-    request["checkpoint"] = sha256_of_file(Path(checkpoint)) if checkpoint and command in ("test", "predict") else None
-    return {"command": command, **request}
 
 
 @rank_zero_only

@@ -16,6 +16,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from .callbacks.store.store import ABOUT, read_about
 
 _MARK = "run.json"
@@ -31,6 +33,19 @@ def versions() -> dict[str, str]:
         except PackageNotFoundError:
             found[name] = "not installed as a package"
     return found
+
+
+def hardware(device: torch.device) -> str:
+    """What something ran on, in words."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    cores = os.cpu_count()
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        name = next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        name = platform.processor() or platform.machine()
+    return f"{name}, {cores} cores, {torch.get_num_threads()} threads of torch"
 
 
 class RunFolder:

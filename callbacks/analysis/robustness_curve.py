@@ -15,6 +15,7 @@ from ...report.curve import Curve
 from ...report.plots import plot_curves, save
 from ..attacks.base import Attack
 from ..attacks.checks import Number, check_eps
+from ..evaluation import RobustEvaluation
 
 
 class RobustnessCurve(Callback):
@@ -85,6 +86,7 @@ class RobustnessCurve(Callback):
         return torch.stack(right, 1)
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._catch_up(trainer, pl_module)
         verdicts = self._verdicts
         if trainer.world_size > 1:
             gathered: list[Any] = [None] * trainer.world_size
@@ -105,6 +107,15 @@ class RobustnessCurve(Callback):
                 stacklevel=2,
             )
         self._write(trainer, self.curve)
+
+    def _catch_up(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """The batches that an earlier, interrupted test finished were not shown to this callback."""
+        data = trainer.datamodule
+        finished = [first for c in trainer.callbacks if isinstance(c, RobustEvaluation) for first in c.finished]
+        for first in sorted(finished)[trainer.global_rank :: trainer.world_size]:
+            index = torch.arange(first, min(first + data.eval_batch_size, len(data.test_set)))
+            x, y = (part.to(pl_module.device) for part in data.test_set.read(index, None))
+            self.on_test_batch_end(trainer, pl_module, None, (x, y, index), 0)
 
     def _write(self, trainer: Trainer, curve: Curve) -> None:
         folder = Path(self.folder or Path(trainer.default_root_dir) / "images")

@@ -5,6 +5,7 @@
     store.json                     what was asked: settings, attacks, sums of weights and of the checkpoint
     shards/00000000.safetensors    a finished batch: every column of the table, and the adversarial images of each attack
     parts/00000000/...             what is finished of a batch that is not
+    fitted/NAME.safetensors        what an attack learned from training data
     predictions.csv, figures.json  the table of all samples and the figures over them, once all of them are finished
     SHA256SUMS                     sums of all of these files; ``sha256sum -c`` understands it
 
@@ -25,7 +26,7 @@ from typing import IO, Any
 import torch
 from torch import Tensor
 
-from ..outcome import Keeper, Outcome, Verdict, Watch
+from ..outcome import EvaluationAttack, Keeper, Outcome, Verdict, Watch
 from .files import (
     clean_up,
     read_tensors,
@@ -121,6 +122,19 @@ class Store:
     def follow(self, first: int, attack: str, watch: Watch | None = None) -> Keeper:
         """Who keeps what ``attack`` finishes on the batch that begins with the sample ``first``."""
         return _Parts(self.folder / "parts" / f"{first:08d}", attack, watch)
+
+    def recall_fitted(self, name: str, attack: EvaluationAttack) -> bool:
+        """Give an attack what it had learned from training data when :meth:`remember_fitted` was called, if it was."""
+        path = self.folder / "fitted" / f"{name}.safetensors"
+        if not path.exists():
+            return False
+        attack.load_fitted_state(read_tensors(path)[0])
+        return True
+
+    def remember_fitted(self, name: str, attack: EvaluationAttack) -> None:
+        """Keep what an attack has learned from training data."""
+        if state := attack.fitted_state():
+            write_tensors(self.folder / "fitted" / f"{name}.safetensors", state, {})
 
     def add(self, x: Tensor, outcome: Outcome) -> None:
         """Keep a finished batch; ``x`` are its clean pixels."""

@@ -80,7 +80,7 @@ def evaluate(
         kept = Store(Path(store), request)
     try:
         with evaluating(model):
-            _fit(attacks, model, data)
+            _fit(attacks, model, data, kept)
             board = _evaluate(model, _limited(_batches(data, batch_size), limit), attacks, kept, progress)
         if board is None:
             raise ValueError("there is nothing to evaluate: the data hold no sample")
@@ -93,14 +93,17 @@ def evaluate(
     return report
 
 
-def _fit(attacks: Mapping[str, Attack], model: nn.Module, data: Data) -> None:
+def _fit(attacks: Mapping[str, Attack], model: nn.Module, data: Data, store: Store | None) -> None:
     for name, attack in attacks.items():
-        if attack.must_fit and not attack.fitted:
-            if not isinstance(data, LightningDataModule):
-                raise ValueError(f"the attack {name!r} must see training data first: pass a data module")
-            data.prepare_data()
-            data.setup("fit")
-            attack.fit_to(model, data.train_dataloader())
+        if not attack.must_fit or attack.fitted or (store is not None and store.recall_fitted(name, attack)):
+            continue
+        if not isinstance(data, LightningDataModule):
+            raise ValueError(f"the attack {name!r} must see training data first: pass a data module")
+        data.prepare_data()
+        data.setup("fit")
+        attack.fit_to(model, data.train_dataloader())
+        if store is not None:
+            store.remember_fitted(name, attack)
 
 
 def _evaluate(

@@ -1,0 +1,77 @@
+"""What the command line knows of a run beside model, data and trainer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from .callbacks.store.files import sha256_of_file
+from .trust import CONFIG_KEY
+
+
+@dataclass
+class Run:
+    """Where the run is kept, and how wandb files it.
+
+    Args:
+        name: folder of the run and its name in wandb; None takes the name of the config, else of the method.
+        output_dir: folder that holds all runs.
+        project: of wandb.
+        group: of wandb.
+        tags: of wandb.
+        monitor: metric that chooses ``best.ckpt``, the higher the better; None takes ``val/acc_worst``, or ``val/acc_clean``
+            where nothing attacks in validation.
+        save_every_n_steps: write ``last.ckpt`` also every so many training steps, and not only at the end of every epoch.
+    """
+
+    name: str | None = None
+    output_dir: str = "runs"
+    project: str = "robust_pl"
+    group: str | None = None
+    tags: list[str] = field(default_factory=list)
+    monitor: str | None = None
+    save_every_n_steps: int | None = None
+
+
+@dataclass
+class ReportOptions:
+    """What ``test`` adds to its report.
+
+    Args:
+        flags: number of test samples for the checks for gradient masking; 0 leaves them out, None takes 100 where AutoAttack
+            is among the attacks and else none. See docs/masking_flags.md for their cost.
+    """
+
+    flags: int | None = None
+
+
+class StoreConfig(Callback):
+    """Puts the whole experiment into each checkpoint, so that it can be tested without its YAML."""
+
+    def __init__(self, config: dict[str, Any]) -> None:
+        self.config = config
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        checkpoint[CONFIG_KEY] = self.config
+
+
+# What changes how an evaluation is computed or shown, but not what comes out.
+_NOT_ASKED = ("num_workers", "output_dir")
+
+
+def request_of(command: str, config: dict[str, Any], checkpoint: str | None) -> dict[str, Any]:
+    """All that determines the result of a test or predict: where it is the same, an evaluation that was stopped goes on."""
+
+    def asked(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {k: asked(v) for k, v in value.items() if k not in _NOT_ASKED}
+        return [asked(v) for v in value] if isinstance(value, list) else value
+
+    request = {key: asked(config.get(key)) for key in ("seed_everything", "model", "data", "attacks", "evaluation")}
+    trainer = config.get("trainer") or {}
+    request["trainer"] = {key: trainer.get(key) for key in ("precision", f"limit_{command}_batches")}
+    request["checkpoint"] = sha256_of_file(Path(checkpoint)) if checkpoint and command in ("test", "predict") else None
+    return {"command": command, **request}
