@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from copy import deepcopy
 
 import torch
@@ -34,7 +35,8 @@ def folded(model: nn.Module, x: Tensor, logits: Tensor, *, fold: bool = True) ->
 
     Only networks whose modules are all known (those of torch, torchvision, timm and this library), in eval mode and without
     hooks, are copied: what a user's own module does beside its arithmetic must go on happening. The copy must agree on ``x``
-    to 1e-5 of the largest logit. It costs one pass over the first image and one over ``x``, with the copy.
+    to 1e-5 of the largest logit. It costs a forward and a backward pass over the first image and a
+    forward pass over ``x``, with the copy.
 
     Args:
         model: maps pixels (B, C, H, W) to logits (B, K), in eval mode.
@@ -47,11 +49,11 @@ def folded(model: nn.Module, x: Tensor, logits: Tensor, *, fold: bool = True) ->
     if not all(_is_plain(module) for module in model.modules()):
         return model
     net = deepcopy(model)
+    if fold:
+        for conv, norm in _pairs(net, x[:1]):
+            _replace(net, norm, nn.Identity())
+            _replace(net, conv, fuse_conv_bn_eval(conv, norm))
     with torch.no_grad():
-        if fold:
-            for conv, norm in _pairs(net, x[:1]):
-                _replace(net, norm, nn.Identity())
-                _replace(net, conv, fuse_conv_bn_eval(conv, norm))
         faster = Folded(net.requires_grad_(False)).eval()
         found = faster(x)
     close = (found - logits).abs().max() <= _TOLERANCE * logits.abs().max().clamp_min(1.0)
@@ -68,26 +70,40 @@ def _is_plain(module: nn.Module) -> bool:
 
 
 def _pairs(net: nn.Module, x: Tensor) -> list[tuple[nn.Conv2d, nn.BatchNorm2d]]:
-    """Convolutions and the BatchNorm that takes what they return, where each runs once."""
-    made_by: dict[int, nn.Module] = {}
-    kept: list[Tensor] = []  # so that no two tensors share an id
-    calls: dict[nn.Module, int] = {}
+    """Convolutions and the BatchNorm that takes what they return, where each runs once and nobody else reads it.
+
+    In one pass, BatchNorm gets what the convolution returned, and everybody else the same plus a stranger, who is zero: the
+    logits have a gradient with respect to it if there is anybody else.
+    """
+    made: dict[int, tuple[nn.Conv2d, Tensor, Tensor, int]] = {}
+    calls: Counter[nn.Module] = Counter()
     pairs: list[tuple[nn.Conv2d, nn.BatchNorm2d]] = []
+    strangers: list[Tensor] = []
 
-    def note(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        calls[module] = calls.get(module, 0) + 1
-        if type(module) is nn.Conv2d:
-            kept.append(output)
-            made_by[id(output)] = module
-        elif id(inputs[0]) in made_by and module.track_running_stats:
-            pairs.append((made_by[id(inputs[0])], module))
+    def after_conv(conv: nn.Conv2d, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        calls[conv] += 1
+        strangers.append(torch.zeros_like(output).requires_grad_())
+        shown = output + strangers[-1]
+        made[id(shown)] = conv, output, shown, shown._version  # holding them, so that no two share an id
+        return shown
 
-    layers = [module for module in net.modules() if type(module) in (nn.Conv2d, nn.BatchNorm2d)]
-    hooks = [layer.register_forward_hook(note) for layer in layers]
-    net(x)
+    def before_norm(norm: nn.BatchNorm2d, inputs: tuple[Tensor, ...]) -> Tensor | None:
+        calls[norm] += 1
+        conv, output, shown, version = made.get(id(inputs[0]), (None, None, None, 0))
+        if conv is None or shown._version != version or not norm.track_running_stats:
+            return None
+        pairs.append((conv, norm))
+        return output
+
+    hooks = [m.register_forward_hook(after_conv) for m in net.modules() if type(m) is nn.Conv2d]
+    hooks += [m.register_forward_pre_hook(before_norm) for m in net.modules() if type(m) is nn.BatchNorm2d]
+    with torch.enable_grad():
+        logits = net(x)
+        reached = torch.autograd.grad(logits.sum(), strangers, allow_unused=True) if strangers else ()
     for hook in hooks:
         hook.remove()
-    return [(conv, norm) for conv, norm in pairs if calls[conv] == calls[norm] == 1]
+    read = {conv for (conv, *_), gradient in zip(made.values(), reached, strict=True) if gradient is not None}
+    return [(conv, norm) for conv, norm in pairs if conv not in read and calls[conv] == calls[norm] == 1]
 
 
 def _replace(net: nn.Module, old: nn.Module, new: nn.Module) -> None:
