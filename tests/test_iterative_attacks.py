@@ -27,6 +27,8 @@ from robust_pl.callbacks import (
     Smoothing,
 )
 from robust_pl.callbacks.attacks.draws import SampleDraws
+from robust_pl.callbacks.attacks.eot import ExpectedProblem
+from robust_pl.callbacks.attacks.problem import Objective, Problem
 from robust_pl.callbacks.attacks.transforms import Transform
 from robust_pl.functional import geometry, losses, transfer
 
@@ -51,6 +53,11 @@ def by_hand(weight, x, y):
     """Gradient of the cross-entropy of the linear network."""
     softmax = (x.flatten(1) @ weight.T).softmax(1)
     return ((softmax - F.one_hot(y, 3)) @ weight).view_as(x)
+
+
+def problem_of(net, x, y):
+    draws, objective = SampleDraws((0,), torch.arange(len(x))), Objective(losses.cross_entropy, (y,))
+    return Problem(net, x, y, eps=EPS, norm="linf", objective=objective, draws=draws, dtype=x.dtype)
 
 
 def over_mean(gradient):
@@ -204,6 +211,7 @@ def test_sim_is_the_mean_over_a_loop_of_scales(task):
     point = x.clone().requires_grad_()
     mean = sum(losses.cross_entropy(net(point / 2**i), y).sum() for i in range(5)) / 5
     (gradient,) = torch.autograd.grad(mean, point)
+    torch.testing.assert_close(SIM(EPS).gradient(problem_of(net, x, y), x)[0], gradient)
     attacked = SIM(EPS, STEP, steps=1, norm="l2").run(net, x, y)
     torch.testing.assert_close(attacked.x_adv, x + STEP * unit(gradient, "l2"))
     assert (attacked.forwards, attacked.backwards) == (25, 25)
@@ -523,13 +531,7 @@ def test_eot_averages_logits_too(task):
     start = PGD(0.1, steps=1, random_start=True, keep="best")
     x_adv = EoT(start, 5).run(Rare(), x, y, index=torch.arange(5)).x_adv
     assert (x_adv != x).flatten(1).any(1).all()
-    from robust_pl.callbacks.attacks.eot import ExpectedProblem
-    from robust_pl.callbacks.attacks.problem import Objective, Problem
-
-    draws = SampleDraws((0,), torch.arange(5))
-    problem = Problem(
-        Rare(), x, y, eps=0.1, norm="linf", objective=Objective(losses.cross_entropy, (y,)), draws=draws, dtype=x.dtype
-    )
+    problem = problem_of(Rare(), x, y)
     logits = ExpectedProblem(problem, 5).logits(x)
     torch.testing.assert_close(logits, F.one_hot(y, 2).to(x) * 4 * 3 / 5)
     jacobian, _ = ExpectedProblem(problem, 5).jacobian(x, y.unsqueeze(1))
