@@ -81,11 +81,10 @@ def test_broken_defences_are_flagged(name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("norm", "eps"), [("l2", 0.5), ("l1", 2.0)])
-def test_other_norms(norm, eps):
+def test_l2():
     x, y = test_images()
-    assert not raised(masking_flags(honest("mlp_pgd_at"), x, y, eps=eps, norm=norm))
-    assert "black_box_beats_white_box" in raised(masking_flags(BROKEN["jpeg"][0](), x, y, eps=4 * eps, norm=norm))
+    assert not raised(masking_flags(honest("mlp_pgd_at"), x, y, eps=0.5, norm="l2"))
+    assert "black_box_beats_white_box" in raised(masking_flags(BROKEN["jpeg"][0](), x, y, eps=2.0, norm="l2"))
 
 
 # What is promised of every call ---------------------------------------------------------------------------------------
@@ -156,7 +155,8 @@ def test_binarization_can_be_left_out_or_given_features(net):
 
 
 @pytest.mark.parametrize(
-    ("settings", "complaint"), [({"eps": 0}, "eps=0"), ({"eps": 8}, "8/255"), ({"norm": "l0"}, "norm='l0'")]
+    ("settings", "complaint"),
+    [({"eps": 0}, "eps=0"), ({"eps": 8}, "8/255"), ({"norm": "l0"}, "norm='l0'"), ({"norm": "l1"}, "norm='l1' cannot")],
 )
 def test_bad_arguments(net, settings, complaint):
     with pytest.raises(ValueError, match=complaint):

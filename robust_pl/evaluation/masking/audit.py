@@ -47,7 +47,7 @@ def masking_flags(
         x: pixels (n, C, H, W) in [0, 1] on the network's device; 100 to 500 samples tell most.
         y: classes (n,).
         eps: radius that the robustness is claimed for, in units of the pixel range.
-        norm: ``linf``, ``l2`` or ``l1``.
+        norm: ``linf`` or ``l2``; PGD is too weak under l1 to tell a masked network from an honest one.
         seed: of all random numbers.
         steps: of PGD; the checks that need more take a multiple of it.
         queries: forward passes of the black-box search, for each sample that stands against gradients.
@@ -56,10 +56,14 @@ def masking_flags(
         batch_size: samples that go through the network at once.
 
     Raises:
-        ValueError: if eps is not above 0, the shapes do not fit, or no sample is classified correctly.
+        ValueError: if eps is not above 0, the norm is l1, the shapes do not fit, or no sample is classified correctly.
     """
     check_shapes(x, y)
     choose("norm", norm, NORMS)
+    if norm == "l1":
+        raise ValueError(
+            "norm='l1' cannot be audited: PGD is so weak under l1 that honest networks look masked; choose linf or l2"
+        )
     eps = check_eps(eps, norm)
     if eps <= 0:
         raise ValueError(f"eps={eps} leaves nothing to attack: pass the radius that robustness is claimed for, such as 8/255")

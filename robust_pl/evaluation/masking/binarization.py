@@ -142,12 +142,7 @@ def _logits(features: Tensor, readouts: Tensor) -> Tensor:
 
 def _point(draws: Draws, x: Tensor, evidence: Evidence, share: float, inside: bool = False) -> Tensor:
     """A random point a sample on the surface of the ball of ``share`` times eps, or anywhere in it, in the box."""
-    if evidence.norm == "linf":
-        z = 2 * draws.uniform(x) - 1
-    elif evidence.norm == "l2":
-        z = draws.normal(x)
-    else:
-        z = draws.normal(x).sign() * -torch.log1p(-draws.uniform(x))
+    z = 2 * draws.uniform(x) - 1 if evidence.norm == "linf" else draws.normal(x)
     radius = share * evidence.eps * torch.ones_like(x[:, :1, :1, :1])
     if inside:
         radius = radius * draws.uniform(radius) ** (1 / x[0].numel())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import torch
 from torch import Tensor, nn
 
@@ -23,7 +25,7 @@ class Evidence:
         x: pixels (n, C, H, W) in [0, 1].
         y: classes (n,).
         eps: radius in units of the pixel range.
-        norm: ``linf``, ``l2`` or ``l1``.
+        norm: ``linf`` or ``l2``.
         seed: of every random number here.
         batch_size: samples that go through the network at once.
         steps: of PGD, where a check does not say otherwise.
@@ -66,7 +68,9 @@ class Evidence:
         key = (eps, steps, norm, objective)
         if key not in self._stands:
             settings = {"norm": norm, "random_start": False, "objective": objective, "seed": self.seed}
-            attack = FGSM(eps, **settings) if steps == 1 else PGD(eps, steps=steps, **settings)
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # that four times the radius is a large one
+                attack = FGSM(eps, **settings) if steps == 1 else PGD(eps, steps=steps, **settings)
             stands = torch.zeros(self.samples, dtype=torch.bool, device=self.x.device)
             y = self.y[self.right]
             stands[self.right] = self.under(attack, self.right, y) == y
