@@ -9,12 +9,12 @@ from torch import Tensor
 
 from ...functional.geometry import Norm
 from ...functional.losses import cross_entropy
-from .checks import DEFAULT_EPS, Number, choose
+from .checks import DEFAULT_EPS, Number, check_count, choose
 from .draws import seed_from
 from .memory import Memory
 from .prepare import BNMode
 from .problem import Problem
-from .query import QueryAttack, Search
+from .query import QueryAttack, Search, always
 from .squares import SquareProposal
 from .surrogates import Surrogates
 
@@ -49,8 +49,9 @@ class QueryNet(QueryAttack):
     Args:
         eps: see :class:`Attack`, and so all others. Published: 16/255 and, under l2, 3 on CIFAR-10.
         norm: ``linf`` or ``l2``.
-        n_queries: most queries of a sample; the windows' schedule is stretched to it.
+        n_queries: most queries of a sample, at least 1.
         p_init: share of the image that the first window covers, in (0, 1].
+        rescale_schedule: shrink the windows as fast as suits ``n_queries`` instead of 10000, as the public code does.
         n_surrogates: how many.
         width: channels of their first layer.
         first_steps: most batches that each is trained on at first.
@@ -72,6 +73,7 @@ class QueryNet(QueryAttack):
         norm: Norm = "linf",
         n_queries: int = 10000,
         p_init: float = 0.05,
+        rescale_schedule: bool = False,
         n_surrogates: int = 3,
         width: int = 16,
         first_steps: int = 1500,
@@ -89,11 +91,9 @@ class QueryNet(QueryAttack):
             raise ValueError(f"p_init={p_init} must lie in (0, 1]: it is the share of the image that the first window covers")
         self.n_surrogates, self.width, self.memory = n_surrogates, width, memory
         self.first_steps, self.fit_steps, self.batch_size = first_steps, fit_steps, batch_size
-        self.p_init, self.min_picks = p_init, min_picks
+        self.p_init, self.rescale_schedule, self.min_picks = p_init, rescale_schedule, min_picks
         for field in ("n_surrogates", "width", "first_steps", "fit_steps", "batch_size", "memory", "min_picks"):
-            value = getattr(self, field)
-            if not isinstance(value, int) or value < 1:
-                raise ValueError(f"{field}={value} must be a whole number of at least 1")
+            check_count(field, getattr(self, field))
 
     def perturb(self, problem: Problem, x: Tensor, y: Tensor) -> Tensor:
         # Fitting needs the answers of each round, so a GPU has to wait anyway.
@@ -101,7 +101,7 @@ class QueryNet(QueryAttack):
         team = Team(self, search)
         if search.goes_on():
             part = search.problem
-            team.query(team.squares.start(part.x, part.eps, part.draws), accept=_always)
+            team.query(team.squares.start(part.x, part.eps, part.draws), accept=always)
         for iteration in range(self.n_queries):
             if not search.goes_on():
                 break
@@ -119,7 +119,7 @@ class Team:
 
     def __init__(self, attack: QueryNet, search: Search) -> None:
         self.attack, self.search = attack, search
-        self.squares = SquareProposal(attack.norm, attack.p_init, attack.n_queries)
+        self.squares = SquareProposal(attack.norm, attack.p_init, attack.n_queries if attack.rescale_schedule else None)
         self.square_plus, self.square = attack.n_surrogates, attack.n_surrogates + 1
         self.weights = [1.0] * attack.n_surrogates + [0.0, 0.0]
         self.surrogates: Surrogates | None = None
@@ -212,7 +212,3 @@ def _distances(images: Tensor, x: Tensor) -> Tensor:
     """Between each of (n, k, C, H, W) and its sample's (n, C, H, W) in l2, (n, k)."""
     points, x = images.flatten(2), x.to(images.dtype).flatten(1).unsqueeze(1)
     return torch.cdist(points, x, compute_mode="donot_use_mm_for_euclid_dist").squeeze(2)
-
-
-def _always(value: Tensor, best: Tensor) -> Tensor:
-    return torch.ones_like(best, dtype=torch.bool)

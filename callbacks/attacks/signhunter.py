@@ -10,7 +10,7 @@ from torch import Tensor
 from .checks import DEFAULT_EPS, Number
 from .prepare import BNMode
 from .problem import Problem
-from .query import QueryAttack, QueryObjective, Search
+from .query import QueryAttack, QueryObjective, Search, always
 
 
 class SignHunter(QueryAttack):
@@ -51,7 +51,7 @@ class SignHunter(QueryAttack):
         search.kept["centre"], search.kept["sign"] = x, torch.ones_like(x)
         while self._pass_over(search):
             search.kept["centre"], search.kept["sign"] = search.x_best, torch.ones_like(search.x_best)
-            search.offer(self._corner(search, search.kept["sign"]), accept=_always)
+            search.offer(self._corner(search, search.kept["sign"]), accept=always)
         return search.result()
 
     def _pass_over(self, search: Search) -> bool:
@@ -77,7 +77,3 @@ def chunks(dim: int) -> Iterator[slice]:
         length = -(-dim // 2**level)
         for start in range(0, dim, length):
             yield slice(start, min(start + length, dim))
-
-
-def _always(value: Tensor, best: Tensor) -> Tensor:
-    return torch.ones_like(best, dtype=torch.bool)
