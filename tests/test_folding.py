@@ -63,6 +63,11 @@ def test_the_copy_gives_the_same_logits_and_gradients(make, remaining, x):
     assert all(parameter.requires_grad for parameter in net.parameters())
 
 
+def test_frozen_parameters_make_no_difference(x):
+    faster = fold(lively(nets.ResNet20()).requires_grad_(False), x)
+    assert isinstance(faster, Folded) and left(faster) == 0
+
+
 def test_channels_last_alone(x):
     faster = fold(lively(nets.ResNet20()), x, fold=False)
     assert isinstance(faster, Folded) and left(faster) == 19

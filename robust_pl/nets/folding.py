@@ -99,7 +99,9 @@ def _pairs(net: nn.Module, x: Tensor) -> list[tuple[nn.Conv2d, nn.BatchNorm2d]]:
     hooks += [m.register_forward_pre_hook(before_norm) for m in net.modules() if type(m) is nn.BatchNorm2d]
     with torch.enable_grad():
         logits = net(x)
-        reached = torch.autograd.grad(logits.sum(), strangers, allow_unused=True) if strangers else ()
+        reached = (
+            torch.autograd.grad(logits.sum(), strangers, allow_unused=True) if logits.requires_grad else [None] * len(made)
+        )
     for hook in hooks:
         hook.remove()
     read = {conv for (conv, *_), gradient in zip(made.values(), reached, strict=True) if gradient is not None}
