@@ -83,7 +83,7 @@ class RobustEvaluation(Callback):
         self._store = Store(folder, request, self.notes, images=self.save_adversarial, writer=trainer.is_global_zero)
         self._finished = frozenset(trainer.strategy.broadcast(self._store.finished()))
         if self._finished and hasattr(trainer.datamodule, "leave_out"):
-            limit = f"limit_{stage}_batches"
+            limit = "limit_test_batches" if stage == "test" else "limit_predict_batches"
             trainer.datamodule.leave_out(self._finished, getattr(trainer, limit))
             setattr(trainer, limit, 1.0)  # of what is left
 

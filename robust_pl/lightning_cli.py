@@ -25,6 +25,7 @@ from .callbacks.checkpoints import BestCheckpoint, LastCheckpoint
 from .callbacks.outcome import check_names
 from .cli_parser import Instantiator, Parser, link_data_to_net
 from .cli_settings import ReportOptions, Run, StoreConfig, request_of
+from .commands import AUDIT
 from .data import ImageDataModule
 from .methods import Method
 from .run_folder import RunFolder, hardware, versions
@@ -87,6 +88,11 @@ class RobustCLI(LightningCLI):
         link_data_to_net(parser)
         parser.link_arguments("seed_everything", "data.init_args.seed", compute_fn=int)
         parser.link_arguments("seed_everything", "model.init_args.attack.init_args.seed", compute_fn=int)
+
+    def _add_subcommands(self, parser: LightningArgumentParser, **kwargs: Any) -> None:
+        super()._add_subcommands(parser, **kwargs)
+        # `cli.main` runs it; here it is only listed by --help.
+        parser._subcommands_action.add_subcommand("audit", Parser(description=AUDIT), help=AUDIT)
 
     def _add_instantiators(self) -> None:
         with warnings.catch_warnings():

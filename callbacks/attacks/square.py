@@ -29,6 +29,8 @@ class Square(QueryAttack):
         n_queries: most queries of a sample, at least 1.
         p_init: share of the image that the first window covers, in (0, 1].
         rescale_schedule: shrink the windows as fast as suits ``n_queries`` instead of 10000.
+        reach_border: let windows also lie at the last row and column, which breaks a few samples more. AutoAttack's code
+            never does, so its figures are those of False.
         eps: see :class:`Attack`, and so all others.
         objective: what has to rise: ``margin``, or ``ce`` as the paper does for targets.
     """
@@ -42,6 +44,7 @@ class Square(QueryAttack):
         p_init: float = 0.8,
         restarts: int = 1,
         rescale_schedule: bool = False,
+        reach_border: bool = False,
         targeted: bool = False,
         objective: QueryObjective = "margin",
         bn_mode: BNMode = "eval",
@@ -59,10 +62,11 @@ class Square(QueryAttack):
             bn_mode=bn_mode,
             seed=seed,
         )
-        self.p_init, self.rescale_schedule = p_init, rescale_schedule
+        self.p_init, self.rescale_schedule, self.reach_border = p_init, rescale_schedule, reach_border
 
     def perturb(self, problem: Problem, x: Tensor, y: Tensor) -> Tensor:
-        propose = SquareProposal(self.norm, self.p_init, self.n_queries if self.rescale_schedule else None)
+        rescale_to = self.n_queries if self.rescale_schedule else None
+        propose = SquareProposal(self.norm, self.p_init, rescale_to, reach_border=self.reach_border)
         numbers = propose.numbers(x)
         search = Search(problem, propose.start(x, problem.eps, problem.draws), self.n_queries)
         for iteration in range(self.n_queries):

@@ -2,8 +2,8 @@
 
 A proposal takes ``x_best`` and ``x`` (n, C, H, W), the radius, the side of the window and random numbers ``few`` from
 U[0, 1), (n, count), in the order in which they are named; it never asks the network. Windows, signs and patterns belong to
-each sample. A window's corner may lie anywhere in 0..H-side, the last row and column included, which AutoAttack's code
-leaves out: it rounds U(0, H - side) down.
+each sample. A window's corner may lie anywhere in 0..H-side, the last row and column included; AutoAttack's code rounds
+U(0, H - side) down and so leaves those out, and :class:`SquareProposal` does as it says.
 """
 
 from __future__ import annotations
@@ -29,10 +29,11 @@ class SquareProposal:
         norm: ``linf``, ``l2`` or ``l1``.
         p_init: share of the image that a window covers at first.
         rescale_to: number of iterations to which the schedule is stretched; None keeps that of 10000.
+        reach_border: whether windows also lie at the last row and column.
     """
 
-    def __init__(self, norm: Norm, p_init: float = 0.8, rescale_to: int | None = None) -> None:
-        self.norm, self.p_init, self.rescale_to = norm, p_init, rescale_to
+    def __init__(self, norm: Norm, p_init: float = 0.8, rescale_to: int | None = None, *, reach_border: bool = False) -> None:
+        self.norm, self.p_init, self.rescale_to, self.reach_border = norm, p_init, rescale_to, reach_border
 
     def numbers(self, x: Tensor) -> int:
         """How many random numbers a candidate for ``x`` (n, C, H, W) takes."""
@@ -58,6 +59,11 @@ class SquareProposal:
     def __call__(self, x_best: Tensor, x: Tensor, eps: float | Tensor, iteration: int, few: Tensor) -> Tensor:
         """Candidates (n, C, H, W) inside ball and box."""
         side = self.side(x, iteration)
+        if not self.reach_border:
+            corners = 2 if self.norm == "linf" else 4
+            spans = _spans(*x.shape[2:], side, few)
+            places = (spans - 1) / spans if isinstance(spans, int) else ((spans - 1) / spans).repeat(corners // 2)
+            few = torch.cat([few[:, :corners] * places, few[:, corners:]], 1)
         if self.norm == "linf":
             return recolour_square(x_best, x, eps, side, few)
         return move_mass(x_best, x, eps, side, few, self.norm)

@@ -37,10 +37,11 @@ def write_flags(folder: Path, model: nn.Module, data: ImageDataModule, samples: 
     """
     about = read_about(folder)
     threats = {name: threat for name, threat in about["facts"]["threats"].items() if _has_radius(threat)}
-    chosen = _autoattacks(about) or list(threats)
+    threats = {name: threat for name, threat in threats.items() if threat["norm"] != "l1"}  # for which there are no checks
+    chosen = [name for name in _autoattacks(about) if name in threats] or list(threats)
     if samples is None:
         samples = 100 if _autoattacks(about) else 0
-    if not samples or not chosen or chosen[0] not in threats:
+    if not samples or not chosen:
         return []
     if (folder / FLAGS).is_file():
         return [Flag(**flag) for flag in json.loads((folder / FLAGS).read_text())]
