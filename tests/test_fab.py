@@ -338,6 +338,19 @@ def test_batches_are_never_larger_than_the_callers(small):
     FAB(1e-6, steps=5, n_targets=4).run(net, x, y)
     handle.remove()
     assert max(seen) == 20 and sum(n == 20 for n in seen) > len(seen) / 2
+    whole = FAB(EPS["l2"][1], norm="l2", steps=5, n_targets=4).run(net, x, y).x_adv
+
+    class Narrow(FAB):
+        def perturb(self, problem, x, y):
+            problem.rows_at_once = 7  # as an attack made of others may ask
+            seen.clear()
+            return super().perturb(problem, x, y)
+
+    handle = net.register_forward_pre_hook(lambda _, inputs: seen.append(len(inputs[0])))
+    narrow = Narrow(EPS["l2"][1], norm="l2", steps=5, n_targets=4).run(net, x, y).x_adv
+    handle.remove()
+    assert seen[0] == 20 and max(seen[1:]) == 7
+    torch.testing.assert_close(narrow, whole, atol=1e-9, rtol=0)
 
 
 class Noting(Progress):

@@ -88,7 +88,7 @@ class Paths:
 
     def chunks(self, rows: Tensor) -> tuple[Tensor, ...]:
         """Rows (m,) in parts that are no larger than the batch that the caller of the attack chose."""
-        return rows.split(self.problem.ledger.forwards.samples) if len(rows) else ()
+        return rows.split(self.problem.rows_at_once) if len(rows) else ()
 
     def linearise(self) -> None:
         """Find the hyperplanes that are not known yet."""
@@ -129,7 +129,7 @@ class Paths:
 
     def advance(self, alpha_max: float, eta: float) -> None:
         """One step of every path."""
-        norm, batch = self.problem.norm, self.problem.ledger.forwards.samples
+        norm, batch = self.problem.norm, self.problem.rows_at_once
         parts = (values.split(batch) for values in (self.x, self.sample, self.normal, self.gap))
         for x_part, sample, normal, gap in zip(*parts, strict=True):
             x, clean, normal = x_part.flatten(1), self.problem.x[sample].flatten(1), normal.flatten(1)
