@@ -18,10 +18,11 @@ import torch
 from torch import Tensor, nn
 
 from robust_pl import evaluate
-from robust_pl.callbacks import FGSM, PGD, Attack, AutoAttack
+from robust_pl.callbacks import FGSM, FGUAP, PGD, Attack, AutoAttack
 from robust_pl.callbacks.attacks.problem import Problem
 from robust_pl.callbacks.store import files
 from robust_pl.callbacks.store.store import Store
+from robust_pl.data import DigitsDataModule
 from robust_pl.data.loaders import EvalLoader
 
 SAMPLES, BATCH = 60, 16
@@ -294,3 +295,17 @@ def test_a_finished_evaluation_is_read_and_not_computed(tmp_path: Path) -> None:
     again = evaluate(net(), data(), {"unfair": attack}, batch_size=BATCH, store=tmp_path)
     assert attack.calls == 0 and again.metrics == first.metrics
     assert contents(tmp_path) == before
+
+
+def test_what_a_universal_attack_learned_is_kept(tmp_path: Path) -> None:
+    attack = FGUAP(0.1, epochs=2)
+    digits = DigitsDataModule(eval_batch_size=200)
+    evaluate(net(), digits, {"uap": attack}, store=tmp_path)
+    shutil.rmtree(tmp_path / "shards")
+    before = (tmp_path / "predictions.csv").read_bytes()
+    again = FGUAP(0.1, epochs=2)
+    again.fit = None  # type: ignore[method-assign]  # would fail
+    evaluate(net(), digits, {"uap": again}, store=tmp_path)
+    assert torch.equal(again.delta, attack.delta)
+    assert (again.rate, again.fit_forwards) == (attack.rate, attack.fit_forwards)
+    assert (tmp_path / "predictions.csv").read_bytes() == before

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, ClassVar
 
 import torch
@@ -68,7 +68,7 @@ class UniversalAttack(Attack):
             raise ValueError(f"enough={enough} must be above 0 and at most 1: it is the share of images to fool")
         self.epochs, self.enough = epochs, enough
         self.fit_forwards = self.fit_backwards = 0
-        self._given = perturbation is not None
+        self.perturbation, self._given = perturbation, perturbation is not None
         if perturbation is not None:
             self.load(perturbation)
 
@@ -117,6 +117,16 @@ class UniversalAttack(Attack):
                 self.delta, self.rate = delta.clone(), rate
             if rate >= self.enough:
                 break
+
+    def fitted_state(self) -> dict[str, Tensor]:
+        """The perturbation, the share of the data that it fools, and what fitting spent."""
+        spent = torch.tensor([self.fit_forwards, self.fit_backwards])
+        return {"delta": self.delta, "rate": torch.tensor(self.rate, dtype=torch.float64), "spent": spent}
+
+    def load_fitted_state(self, state: Mapping[str, Tensor]) -> None:
+        """Go on with what :meth:`fitted_state` gave."""
+        self.delta, self.rate = state["delta"], state["rate"].item()
+        self.fit_forwards, self.fit_backwards = state["spent"].tolist()
 
     def perturb(self, problem: Problem, x: Tensor, y: Tensor) -> Tensor:
         if self.delta is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,21 +14,23 @@ from ...metrics.scoreboard import CLEAN, Scoreboard
 from ..outcome import EvaluationAttack
 from .files import sha256_of_tensors
 
-_COUNTERS = ("calls", "samples", "forwards", "backwards", "stages", "fitted", "name")
-
 
 def describe(attack: EvaluationAttack) -> dict[str, Any]:
-    """Class and plain settings of an attack, and those of the attacks that it is made of."""
+    """Class and settings of an attack, as far as it keeps what it was constructed with, and those of the attacks in it."""
     settings: dict[str, Any] = {"class": f"{type(attack).__module__}.{type(attack).__qualname__}"}
-    for key, value in sorted(vars(attack).items()):
-        if key in _COUNTERS or key.startswith("_"):
-            continue
+    for key in inspect.signature(type(attack)).parameters:
+        value = getattr(attack, key, None)
+        if isinstance(value, Tensor):
+            settings[key] = sha256_of_tensors({key: value})
+        elif isinstance(value, nn.Module):
+            settings[key] = sha256_of_weights(value)
+        elif isinstance(value, str | int | float | bool | list | tuple):
+            settings[key] = str(value)
+    for key, value in vars(attack).items():
         if isinstance(value, EvaluationAttack):
             settings[key] = describe(value)
-        elif isinstance(value, str | int | float | bool | None):
-            settings[key] = str(value)
-        elif isinstance(value, Tensor):
-            settings[key] = sha256_of_tensors({key: value})
+        elif isinstance(value, dict) and value and all(isinstance(part, EvaluationAttack) for part in value.values()):
+            settings[key] = {name: describe(part) for name, part in value.items()}
     return settings
 
 
