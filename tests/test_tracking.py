@@ -51,10 +51,10 @@ def test_grid_shows_clean_adversarial_and_magnified_difference() -> None:
     x_adv[1, :, :4] -= 0.05
     captions = [[("1", True), ("2", False)]] * 3
     pixels = np.asarray(grid(x, x_adv, captions)).astype(int)
-    centre = [(6 + row * 116 + 48, 110 + column * 102 + 48) for row in range(3) for column in range(2)]
+    centre = [(6 + row * 118 + 48, 110 + column * 102 + 48) for row in range(3) for column in range(2)]
     clean, _, adversarial, _, up, _ = (pixels[place][0] for place in centre)
     assert (clean, adversarial, up) == (128, 153, 255)
-    assert pixels[6 + 2 * 116 + 10, 110 + 102 + 48][0] == pytest.approx(64, abs=1), "half of the largest, downwards"
+    assert pixels[6 + 2 * 118 + 10, 110 + 102 + 48][0] == pytest.approx(64, abs=1), "half of the largest, downwards"
     red = (pixels[:, :, 0] > 200) & (pixels[:, :, 1] < 80)
     assert red[:, 110 + 102 :].any() and not red[:, 110 : 110 + 102].any()
 
@@ -63,4 +63,4 @@ def test_images_are_saved_as_png(robust_pl: Callable[..., None], tiny: Path) -> 
     robust_pl("fit", "-c", tiny, "--trainer.max_epochs", 1)
     for attack in ("fgsm", "pgd"):
         with Image.open(f"runs/tiny/images/val_epoch000_{attack}.png") as picture:
-            assert picture.size == (110 + 8 * 102, 3 * 116 + 6)
+            assert picture.size == (110 + 8 * 102, 3 * 118 + 6)
