@@ -32,12 +32,15 @@ class FAB(MinimalNormAttack):
 
     The iterates are those of the public code (fra31/auto-attack). Departures: weights of a hyperplane below 1e-8 count, see
     :func:`to_hyperplane`; all targets of a restart begin at the same random point; with ``eps=None`` that point lies at half
-    the best distance so far, and at half of 0.3, 1 or 5 (linf, l2, l1) where there is none.
+    the best distance so far, and at half of 0.3, 1 or 5 (linf, l2, l1) where there is none. And with a finite eps, FAB-T takes
+    it for granted, fifteen times in sixteen, that a path outside the ball that has crossed the boundary again and again crosses
+    once more and is to be pulled back: no image found there counts.
 
     Cost of a sample that is not broken: one forward pass, and per target and restart ``steps`` backward passes and 1 to 2
-    times as many forward passes: a step that crosses the boundary costs a second one. FAB-T reckons from each path's past
-    whether a step will cross, and takes the gradient in the same pass if not, which is wasted at times: a few per cent more
-    backward passes. Untargeted: per restart 2 * ``steps`` forward and K * ``steps`` backward passes for K classes.
+    times as many forward passes (1.1 with a finite eps): a step that is seen to cross the boundary costs a second one. FAB-T
+    reckons from each path's past whether a step will cross, and takes the gradient in the same pass if not, which is wasted at
+    times: a few per cent more backward passes. Untargeted: per restart 2 * ``steps`` forward and K * ``steps`` backward passes
+    for K classes.
 
     Args:
         steps: number of steps of every path.

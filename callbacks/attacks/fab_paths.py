@@ -13,6 +13,7 @@ from .problem import Problem
 _DUAL: dict[Norm, Norm] = {"linf": "l1", "l2": "l2", "l1": "linf"}
 _TINY = 1e-12
 _STILL = 1e-8
+_UNSEEN = 15
 
 
 def radius_of(problem: Problem) -> Tensor:
@@ -74,6 +75,7 @@ class Paths:
         self.known = torch.zeros_like(self.sample, dtype=torch.bool)
         self.crossed = torch.zeros_like(self.sample)
         # How often a step crossed the boundary less how often it did not, after one that did not and after one that did.
+        self.unseen = torch.zeros_like(self.sample)
         self.habit = torch.ones(len(self.x), 2, dtype=torch.int64, device=self.x.device)
 
     def keep(self, which: Tensor) -> None:
@@ -82,7 +84,7 @@ class Paths:
             return
         rows = torch.arange(len(self.x), device=which.device).view(-1, self.samples)[:, which].flatten()
         self.samples = len(which)
-        for field in ("sample", "target", "x", "normal", "gap", "known", "crossed", "habit"):
+        for field in ("sample", "target", "x", "normal", "gap", "known", "crossed", "unseen", "habit"):
             if getattr(self, field) is not None:
                 setattr(self, field, getattr(self, field)[rows])
 
@@ -144,21 +146,30 @@ class Paths:
         """Which of the paths fool the network where they are now, bool (m,).
 
         The gradient there is of use only if they do not. So with ``foresee`` it is taken in the same pass for the paths that
-        are expected not to, by the habit of each: some cross at every step, some at every second one.
+        are expected not to, by the habit of each: some cross at every step, some at every second one. Paths outside the ball
+        that are expected to cross are taken to have crossed, and looked at every sixteenth time only: what is found there is
+        too large to count, and it only decides whether the path is pulled back.
         """
         habit = self.habit.gather(1, self.crossed.unsqueeze(1)).squeeze(1)
         expected = habit >= 0 if foresee else torch.ones_like(self.known)
-        fooled = torch.zeros_like(self.known)
-        for part in self.chunks(expected.nonzero().squeeze(1)):
+        unseen = (habit > 1) & self._outside() & (self.unseen < _UNSEEN) if foresee else torch.zeros_like(self.known)
+        fooled = unseen.clone()
+        for part in self.chunks((expected & ~unseen).nonzero().squeeze(1)):
             problem = self.problem.rows(self.sample[part], self.problem.draws)
             fooled[part] = problem.fooled(problem.logits(self.x[part]))
         self.known = torch.zeros_like(self.known)
         rest = (~expected).nonzero().squeeze(1)
         fooled[rest] = self._take_gradients(rest)
-        habit = (habit + 2 * fooled - 1).clamp(-2, 2).unsqueeze(1)
+        habit = torch.where(unseen, habit, (habit + 2 * fooled - 1).clamp(-2, 2)).unsqueeze(1)
         self.habit = self.habit.scatter(1, self.crossed.unsqueeze(1), habit)
+        self.unseen = torch.where(unseen, self.unseen + 1, 0)
         self.crossed = fooled.long()
         return fooled
+
+    def _outside(self) -> Tensor:
+        """Which paths are outside the ball, bool (m,); none if there is no ball."""
+        radius = radius_of(self.problem)[self.sample]
+        return size(self.x - self.problem.x[self.sample], self.problem.norm) > radius
 
     def pull_back(self, fooled: Tensor, beta: float) -> None:
         """Move the paths that crossed the boundary back towards their clean images."""
