@@ -91,8 +91,8 @@ def test_standard(norm):
 def test_each_part_alone(name, norm):
     """APGD-T and FAB-T leave the same samples, CE the same but for one.
 
-    Square leaves no more but for one: its windows are drawn for each sample, and reach the last row and column, which the
-    official code's do not; with the same linf budget it breaks three or four samples more.
+    Square leaves no more but for one: its windows are drawn for each sample, and not for the batch, and under
+    linf it breaks one or two samples more.
     """
     net, x, y = official_task()
     correct = net(x).argmax(1) == y

@@ -56,3 +56,23 @@ def test_overhead_reports_both_ratios(tmp_path):
         assert len(part["ours_s"]) == len(part["lean_s"]) == 2
         assert all(seconds > 0 for seconds in part["ours_s"] + part["lean_s"])
         assert 0 < part["ratio_min"] <= part["ratio_median"] <= part["ratio_max"]
+
+
+@pytest.mark.slow
+def test_autoattack_measures_ours_alone_where_the_official_package_is_missing(tmp_path, monkeypatch):
+    file = tmp_path / "autoattack.json"
+    monkeypatch.delenv("ROBUST_PL_DATA", raising=False)
+    monkeypatch.delenv("PYTHONPATH", raising=False)
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.autoattack", "--samples", "12", "--only", "undefended", "--json", str(file)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "is not installed: ours is measured alone" in done.stdout
+    figures = json.loads(file.read_text())["digits, undefended"]
+    assert figures["samples"] == 12 and figures["ours"]["robust"] == []
+    assert figures["ours"]["forwards"] < 12 * 101
+    assert len(figures["ours"]["seconds"]) == 1

@@ -47,7 +47,7 @@ class AutoAttack(Attack):
     20 passes, for networks that are random. ``custom``: the parts in ``attacks``, with the restarts of ``plus``. What the
     parts do otherwise than that code is said at :class:`APGD`, :class:`FAB` and :class:`Square`.
 
-    Cost of a sample that stands under ``standard``: about 1 + 101 + 910 + 900 to 1800 + 5000 forward and 100 + 900 + 900
+    Cost of a sample that stands under ``standard``: about 1 + 101 + 910 + 1100 + 5000 forward and 100 + 900 + 900
     backward passes, and a forward pass to judge each part; one that is broken costs nothing from then on. Where it is sure to
     do the same, a copy of the network with BatchNorm folded in and channels last is attacked (:mod:`robust_pl.nets.folding`);
     its trial on eight images is not counted. Every part is judged by the network itself.
