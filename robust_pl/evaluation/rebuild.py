@@ -32,7 +32,7 @@ def rebuild(folder: Path, named: Collection[str] = ()) -> tuple[Method, ImageDat
     about = read_about(folder)
     request = about["request"]
     if "model" not in request:
-        raise ValueError(f"{folder} was not made by robust-pl test: call robust_pl.audit(folder, model, data) from Python")
+        raise ValueError(f"{folder} was not made by robust-pl test: call robust_pl.evaluation.audit.audit(folder, model, read) from Python")
     config = {"model": request["model"], "data": request["data"]}
     check_classes(config, folder / "store.json", named)
     with guarded(named):
