@@ -58,12 +58,12 @@ class Table:
         return self.columns["prediction" if attack is None else f"prediction_{attack}"] == self.columns["label"]
 
     def parts(self, attack: str) -> dict[str, np.ndarray]:
-        """Name of a part of the attack -> whether each sample stands after it: bool (N,)."""
+        """Name of a part of the attack -> whether each sample stands after it: bool (N,). What stood before all is left out."""
         found = {}
         for name, column in self.columns.items():
             # With attacks "aa" and "aa_l2", robust_aa_l2_square belongs to the longer name.
             owners = [a for a in self.attacks if name.startswith(f"robust_{a}_")]
-            if owners and max(owners, key=len) == attack:
+            if owners and max(owners, key=len) == attack and name != f"robust_{attack}_clean":
                 found[name.removeprefix(f"robust_{attack}_")] = column.astype(bool)
         return found
 
