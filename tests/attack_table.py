@@ -44,6 +44,7 @@ class EoTPGD(EoT):
 QUERYNET = {"n_surrogates": 2, "width": 2, "first_steps": 10, "fit_steps": 2, "batch_size": 16, "min_picks": 2}
 
 # Arguments that tests override (seed) are left out.
+SLOW = {"querynet", "querynet_l2", "cw_l2_targeted"}  # run by the slow suite
 ATTACKS = [
     ("apgd", partial(APGD, 0.1, steps=10)),
     ("apgd_l2", partial(APGD, 1.0, norm="l2", steps=10, restarts=2)),

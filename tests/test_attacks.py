@@ -15,10 +15,12 @@ from robust_pl.callbacks.attacks.minimal import MinimalNormAttack
 from robust_pl.callbacks.attacks.problem import Objective
 from robust_pl.functional import geometry, losses
 from robust_pl.nets import Normalize
-from tests.attack_table import ATTACKS
+from tests.attack_table import ATTACKS, SLOW
 
 CLASSES = 3
-every_attack = pytest.mark.parametrize("make", [pytest.param(make, id=name) for name, make in ATTACKS])
+every_attack = pytest.mark.parametrize(
+    "make", [pytest.param(make, id=name, marks=[pytest.mark.slow] if name in SLOW else []) for name, make in ATTACKS]
+)
 
 
 @pytest.fixture(autouse=True, scope="module")
