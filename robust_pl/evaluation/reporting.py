@@ -42,14 +42,21 @@ def write_flags(folder: Path, model: nn.Module, data: ImageDataModule, samples: 
     if samples is None:
         samples = 100 if _autoattacks(about) else 0
     if not samples or not chosen:
+        (folder / FLAGS).unlink(missing_ok=True)  # of another --report.flags
         return []
-    if (folder / FLAGS).is_file():
-        return [Flag(**flag) for flag in json.loads((folder / FLAGS).read_text())]
+    samples = min(samples, len(data.test_set))
+    known = _known_flags(folder)
+    if known.get("samples") == samples:
+        return [Flag(**flag) for flag in known["flags"]]
     threat = threats[chosen[0]]
-    x, y = data.test_set.read(torch.arange(min(samples, len(data.test_set))), None)
+    x, y = data.test_set.read(torch.arange(samples), None)
     flags = masking_flags(model, x.to(device), y.to(device), eps=Ratio(threat["eps"]), norm=threat["norm"])
-    write_json(folder / FLAGS, as_json(flags))
+    write_json(folder / FLAGS, {"samples": samples, "flags": as_json(flags)})
     return flags
+
+
+def _known_flags(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / FLAGS).read_text()) if (folder / FLAGS).is_file() else {}
 
 
 def report(folder: Path, data: ImageDataModule, hardware: str, loggers: Iterable[Any] = ()) -> Path:
@@ -63,9 +70,10 @@ def report(folder: Path, data: ImageDataModule, hardware: str, loggers: Iterable
     """
     store = Store(folder, {}, writer=False)
     table = Table(_columns(store), _meta(folder, hardware))
-    path = write_report(
-        table, folder, curves=_curves(table), grids=_grids(store, table, data), loggers=loggers, known={"name": _name(folder)}
-    )
+    net = (read_about(folder)["request"].get("model", {}).get("init_args") or {}).get("net") or {}
+    known = {"name": _name(folder), "architecture": str(net.get("class_path", "")).rpartition(".")[2]}
+    curves, grids = _curves(table), _grids(store, table, data)
+    path = write_report(table, folder, curves=curves, grids=grids, loggers=loggers, known=known)
     seal(folder)
     return path
 
@@ -99,12 +107,11 @@ def _meta(folder: Path, hardware: str) -> dict[str, Any]:
         settings = {k: v for k, v in (asked.get("init_args") or {}).items() if v is not None}
         seconds = round(figures.get(f"seconds_{name}", 0.0), 2)
         attacks[name] = {"class": asked.get("class_path", ""), **settings, **threat, "seconds": seconds}
-    flags = json.loads((folder / FLAGS).read_text()) if (folder / FLAGS).is_file() else None
     return {
         "model": _name(folder),
         "dataset": str(request.get("data", {}).get("class_path", "")).rpartition(".")[2].removesuffix("DataModule"),
         "attacks": attacks,
-        "flags": flags,
+        "flags": _known_flags(folder).get("flags"),
         "versions": about.get("notes", {}).get("versions", {}),
         "hardware": hardware,
         "config": yaml.safe_dump(request, sort_keys=False),

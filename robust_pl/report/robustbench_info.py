@@ -49,7 +49,7 @@ def model_info(table: Table, attack: str | None = None, known: Mapping[str, Any]
     attack = attack or _autoattack(table)
     info: dict[str, Any] = dict.fromkeys(FIELDS) | dict.fromkeys(_TEXTS, "")
     info |= {
-        "dataset": str(table.meta.get("dataset", "")),
+        "dataset": str(table.meta.get("dataset", "")).lower(),
         "eps": "",
         "clean_acc": _per_cent(table.right().mean()),
         "autoattack_acc": "",
