@@ -162,6 +162,17 @@ def test_the_network_under_test_may_be_of_any_precision(pair, batch):
     assert surrogate[1].weight.dtype == torch.float32
 
 
+def test_the_surrogate_may_be_moved_in_inference_mode(pair, batch):
+    """Lightning tests in inference mode, and so the surrogate's first move to a GPU, here to another precision, is in it."""
+    x, y = batch
+    transfer, index = TransferEvaluation(trained(0), MIM(0.1, steps=2)), torch.arange(60)
+    with torch.inference_mode():
+        first = transfer.run(pair[1], x.double(), y, index=index).x_adv
+    second = transfer.run(pair[1], x.double(), y, index=index).x_adv
+    assert torch.equal(first, second)
+    assert (first != x).any()
+
+
 def test_it_trains_with_what_it_saved(pair, batch):
     """As a training attack it resumes its stream, like any other."""
     x, y = batch

@@ -76,7 +76,10 @@ class TransferEvaluation(Wrapper):
         """As :meth:`Attack.run`, but on the surrogate: ``model`` is not asked."""
         # The surrogate computes in float32 even where the network under test is in half precision throughout.
         pixels = x.to(torch.promote_types(x.dtype, torch.float32)) if x.is_floating_point() else x
-        surrogate = self.surrogate.to(pixels.device, pixels.dtype)
+        # Weights moved in inference mode would be inference tensors, through which no gradient can be taken.
+        with torch.inference_mode(False):
+            surrogate = self.surrogate.to(pixels.device, pixels.dtype)
+            self._means.to(x.device)
         attacked = super().run(
             surrogate,
             pixels,
@@ -111,10 +114,9 @@ class TransferEvaluation(Wrapper):
         hit, could = succeeded(before, after, hard(y), self.targeted)
         attacked.robust["surrogate"] = (after == hard(y)) != self.targeted
         sizes = perturbation_sizes(attacked.x_adv, x, eps, self.norm)
-        means = self._means.to(x.device)
-        means["surrogate_success"].update(hit.float(), could.float())
+        self._means["surrogate_success"].update(hit.float(), could.float())
         for name, values in sizes._asdict().items():
-            means[name].update(values)
+            self._means[name].update(values)
 
     # Lightning's side ------------------------------------------------------------------------------------------------
 
