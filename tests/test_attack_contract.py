@@ -94,6 +94,13 @@ def test_what_is_no_image_is_refused(x, net):
     one_sentence(caught)
 
 
+def test_no_image_at_all_is_refused(net):
+    x, y = images()
+    with refused("x holds no image: an attack needs at least one") as caught:
+        FGSM()(net, x[:0], y[:0])
+    one_sentence(caught)
+
+
 @pytest.mark.parametrize(
     ("y", "complaint"),
     [

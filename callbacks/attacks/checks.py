@@ -102,6 +102,8 @@ def check_shapes(x: Tensor, y: Tensor) -> None:
     if not isinstance(x, Tensor) or not x.is_floating_point() or x.dim() != 4:
         what = f"{x.dtype} {tuple(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
         raise TypeError(f"x is {what}: an attack needs float pixels (B, C, H, W) in [0, 1]")
+    if not len(x):
+        raise ValueError("x holds no image: an attack needs at least one")
     if not isinstance(y, Tensor) or y.dim() not in (1, 2) or len(y) != len(x):
         what = tuple(y.shape) if isinstance(y, Tensor) else type(y).__name__
         raise TypeError(f"y is {what} for {len(x)} samples: an attack needs labels (B,), or (B, K) if mixed")
