@@ -19,8 +19,7 @@ class Square(QueryAttack):
     l2, l1: it moves from one square window to another. What raises the margin stays, and the windows shrink. The schedule,
     the patterns and ``p_init`` are those of AutoAttack; the paper takes ``p_init=0.05`` for linf and 0.1 for l2 (from
     memory). Here windows, signs and patterns are drawn for each sample, as in the paper, where AutoAttack's code shares them
-    in a batch; and windows reach the last row and column, which that code leaves as they started. A tie of two logits counts
-    as a success only if the prediction differs.
+    in a batch. A tie of two logits counts as a success only if the prediction differs.
 
     Cost: up to ``n_queries`` forward passes a sample, the start included, and none after its first success; each restart as
     many for the samples that stand, and one to judge it. No backward pass.
@@ -30,7 +29,7 @@ class Square(QueryAttack):
         p_init: share of the image that the first window covers, in (0, 1].
         rescale_schedule: shrink the windows as fast as suits ``n_queries`` instead of 10000.
         reach_border: let windows also lie at the last row and column, which breaks a few samples more. AutoAttack's code
-            never does, so its figures are those of False.
+            leaves those as they started, so its figures are those of False.
         eps: see :class:`Attack`, and so all others.
         objective: what has to rise: ``margin``, or ``ce`` as the paper does for targets.
     """
