@@ -326,7 +326,10 @@ KEEPING = [
     ("tim", partial(TIM, 0.15, 0.02, kernel_size=3)),
     ("dim", partial(DIM, 0.15, 0.02)),
     ("vmim", partial(VMIM, 0.15, 0.02, neighbours=3)),
+    ("vnim", partial(VNIM, 0.15, 0.02, neighbours=3)),
+    ("dts_mim", partial(MIM, 0.15, 0.02, transforms=[ScaleCopies(3), DiverseInputs(1.3), Smoothing(3)])),
     ("cw_linf", partial(CWLinf, 0.15, 0.02)),
+    ("eot", lambda **how: EoT(PGD(0.15, 0.02, **how), 2)),
 ]
 
 
@@ -568,7 +571,8 @@ def test_arguments_that_cannot_be_meant_are_refused(make, complaint):
 
 # The command line -------------------------------------------------------------------------------------------------
 
-FRAGMENTS = ["bim", "mim", "nim", "dim", "tim", "sim", "vmim", "dts_mim", "cw_linf", "eot_pgd", "transfer_mim"]
+FRAGMENTS = ["fgsm", "pgd", "bim", "mim", "nim", "dim", "tim", "sim", "vmim", "vnim", "dts_mim", "cw_linf", "eot_pgd"]
+FRAGMENTS += ["transfer_mim"]
 
 
 @pytest.mark.parametrize("name", FRAGMENTS)
