@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from ..metrics.scoreboard import CLEAN, WORST, Row, Scoreboard, as_metrics, as_table
-from .outcome import EvaluationAttack, Keeper, Outcome, attack_batch, check_names, score
+from .outcome import EvaluationAttack, Keeper, Outcome, attack_batch, check_index, check_names, score
 from .progress import watch_attack
 from .store.identity import describe, facts_about, replay
 from .store.store import Store
@@ -79,9 +79,18 @@ class RobustEvaluation(Callback):
             return
         # Processes that a cluster started do not know of each other's folders.
         folder = Path(trainer.strategy.broadcast(self.output_dir))
-        request = self.request or {"attacks": {name: describe(a) for name, a in self._named_attacks(trainer, stage).items()}}
-        self._store = Store(folder, request, self.notes, images=self.save_adversarial, writer=trainer.is_global_zero)
-        self._finished = frozenset(trainer.strategy.broadcast(self._store.finished()))
+        request = self.request or {
+            "precision": str(trainer.precision),
+            "attacks": {name: describe(a) for name, a in self._named_attacks(trainer, stage).items()},
+        }
+
+        def open_it() -> list[int]:
+            self._store = Store(folder, request, self.notes, images=self.save_adversarial, writer=trainer.is_global_zero)
+            return self._store.finished()
+
+        self._finished = frozenset(_on_first(trainer, open_it))
+        if self._store is None:
+            open_it()
         if self._finished and hasattr(trainer.datamodule, "leave_out"):
             limit = "limit_test_batches" if stage == "test" else "limit_predict_batches"
             trainer.datamodule.leave_out(self._finished, getattr(trainer, limit))
@@ -103,11 +112,14 @@ class RobustEvaluation(Callback):
             )
         self._seen = 0
         self._board = Scoreboard(list(self._attacks), classes).to(pl_module.device)
-        if self._store is not None and trainer.is_global_zero:
-            self._store.identify(**facts_about(pl_module, self._attacks, trainer.datamodule))
-            for columns, meta in self._store.columns():
-                replay(self._board, columns, meta["seconds"], pl_module.device)
+        if self._store is not None:
+            _on_first(trainer, lambda: self._go_on(pl_module, facts_about(pl_module, self._attacks, trainer.datamodule)))
         self._fit_attacks(trainer, pl_module, stage)
+
+    def _go_on(self, pl_module: LightningModule, facts: dict[str, Any]) -> None:
+        self._store.identify(**facts)
+        for columns, meta in self._store.columns():
+            replay(self._board, columns, meta["seconds"], pl_module.device)
 
     def _fit_attacks(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         for name, attack in self._attacks.items():
@@ -130,7 +142,8 @@ class RobustEvaluation(Callback):
         x, y, index = batch[0], batch[1], _index(trainer, batch, self._seen)
         self._seen += len(x)
         store, first = self._store, int(index.min()) if self._store is not None else 0
-        if first in self._finished:
+        if first in self._finished:  # a user's own loader knows of none
+            store.read(first, x, y)
             return
         logits = outputs.get("logits") if isinstance(outputs, Mapping) else None
 
@@ -230,10 +243,28 @@ class RobustEvaluation(Callback):
         self._report(trainer, "test")
 
 
+def _on_first(trainer: Trainer, do: Callable[[], Any]) -> Any:
+    """What the first process gets from ``do``; where it fails, all fail with its sentence and none waits for it."""
+    result, failure = None, None
+    if trainer.is_global_zero:
+        try:
+            result = do()
+        except (ValueError, OSError) as error:
+            if trainer.world_size == 1:
+                raise
+            failure = error
+    result, said = trainer.strategy.broadcast((result, None if failure is None else str(failure)))
+    if failure is not None:
+        raise failure
+    if said is not None:
+        raise ValueError(said)
+    return result
+
+
 def _index(trainer: Trainer, batch: Any, seen: int) -> Tensor:
     """Positions of a batch; those of a user's own (x, y) loader are counted."""
     if len(batch) > 2:
-        return batch[2]
+        return check_index(batch[2], len(batch[0]))
     if trainer.world_size > 1:
         raise ValueError(
             "batches of (x, y) do not say which samples they hold, and several processes could count some of them twice: "

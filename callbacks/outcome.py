@@ -151,6 +151,21 @@ class Outcome:
         return columns
 
 
+def check_index(index: Any, samples: int) -> Tensor:
+    """Positions of a batch as its loader gave them.
+
+    Raises:
+        ValueError: if they are none.
+    """
+    if isinstance(index, Tensor) and not index.is_floating_point() and index.shape == (samples,):
+        return index
+    what = f"{index.dtype} {tuple(index.shape)}" if isinstance(index, Tensor) else type(index).__name__
+    raise ValueError(
+        f"the third part of a batch of {samples} samples is {what}: give the position of each sample in its data set, "
+        "int64 (B,), or batches of (x, y) alone"
+    )
+
+
 Watch = Callable[[str, int, float], None]
 """Told which part of an attack runs, how many samples still stand, and which share of the part is done."""
 

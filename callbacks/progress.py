@@ -24,6 +24,7 @@ class AttackBar:
         self._display: Progress | None = None
         self._bar: TaskID | None = None
         self._shown: tuple[str, str] | None = None
+        self._done = 0.0
         self._last_line = time.monotonic()
 
     def show(self, display: Progress | None, name: str, part: str, standing: int, done: float) -> None:
@@ -38,9 +39,10 @@ class AttackBar:
             return
         if self._bar is None or display is not self._display:
             self._display, self._bar, self._shown = display, display.add_task(text, total=100), None
-        if self._shown != (name, part):  # the time left is that of the part
+        if self._shown != (name, part) or done < self._done:  # the time left is that of the part, which may begin again
             self._shown = (name, part)
             display.reset(self._bar)
+        self._done = done
         display.update(self._bar, completed=round(100 * done), description=text, visible=True)
         display.refresh()
 
@@ -67,6 +69,14 @@ class ProgressBar(RichProgressBar):
     def on_test_batch_end(self, *args: Any, **kwargs: Any) -> None:
         self.attack_bar.hide()
         super().on_test_batch_end(*args, **kwargs)
+
+    def on_validation_batch_end(self, *args: Any, **kwargs: Any) -> None:
+        self.attack_bar.hide()
+        super().on_validation_batch_end(*args, **kwargs)
+
+    def on_predict_batch_end(self, *args: Any, **kwargs: Any) -> None:
+        self.attack_bar.hide()
+        super().on_predict_batch_end(*args, **kwargs)
 
 
 def watch_attack(trainer: Trainer, name: str, part: str, standing: int, done: float) -> None:

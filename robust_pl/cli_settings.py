@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from .callbacks.evaluation import RobustEvaluation
+from .callbacks.outcome import EvaluationAttack
 from .callbacks.store.files import sha256_of_file
 from .trust import CONFIG_KEY
 
@@ -62,6 +65,18 @@ class StoreConfig(Callback):
 _NOT_ASKED = ("num_workers", "output_dir")
 
 
+def _listed(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [] if value is None else [value]
+
+
+def _takes_part(callback: Any) -> bool:
+    """Whether what a config names is an attack or the evaluation, and not a bar or the like."""
+    module, _, name = str(callback.get("class_path", "")).rpartition(".") if isinstance(callback, dict) else ("", "", "")
+    # Parsing has imported it.
+    found = getattr(sys.modules.get(module), name, None)
+    return isinstance(found, type) and issubclass(found, EvaluationAttack | RobustEvaluation)
+
+
 def request_of(command: str, config: dict[str, Any], checkpoint: str | None) -> dict[str, Any]:
     """All that determines the result of a test or predict: where it is the same, an evaluation that was stopped goes on."""
 
@@ -72,6 +87,7 @@ def request_of(command: str, config: dict[str, Any], checkpoint: str | None) -> 
 
     request = {key: asked(config.get(key)) for key in ("seed_everything", "model", "data", "attacks", "evaluation")}
     trainer = config.get("trainer") or {}
-    request["trainer"] = {key: trainer.get(key) for key in ("precision", f"limit_{command}_batches")}
+    request["trainer"] = {key: trainer.get(key) for key in ("precision", f"limit_{command}_batches", "fast_dev_run")}
+    request["trainer"]["callbacks"] = [asked(one) for one in _listed(trainer.get("callbacks")) if _takes_part(one)]
     request["checkpoint"] = sha256_of_file(Path(checkpoint)) if checkpoint and command in ("test", "predict") else None
     return {"command": command, **request}

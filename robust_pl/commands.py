@@ -6,7 +6,12 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
+
+if TYPE_CHECKING:
+    import torch
+
+    from .data import ImageDataModule
 
 AUDIT = "Check a finished evaluation in a fresh process: sums, images, predictions, accuracies."
 
@@ -29,6 +34,7 @@ def audit(arguments: Sequence[str]) -> None:
     parser.add_argument(
         "--trust", action="append", default=[], metavar="CLASS", help="class path of your own that the run may import"
     )
+    parser.add_argument("--ckpt_path", type=Path, help="where the checkpoint is now, if it is not where it was")
     options = parser.parse_args(arguments)
     if not options.run.is_dir():
         raise FileNotFoundError(f"{options.run} is not a folder: name a run, such as runs/quickstart")
@@ -37,15 +43,21 @@ def audit(arguments: Sequence[str]) -> None:
 
     from .evaluation.audit import audit as check
     from .evaluation.audit import evaluations
-    from .evaluation.rebuild import autocast_of, rebuild
+    from .evaluation.rebuild import autocast_of, dtype_of, rebuild
 
     passed = True
     for folder in evaluations(options.run):
-        model, data = rebuild(folder, options.trust)
+        model, data = rebuild(folder, options.trust, options.ckpt_path)
+        dtype = dtype_of(folder)
+
+        def read(index: torch.Tensor, data: ImageDataModule = data, dtype: torch.dtype = dtype) -> tuple[Any, Any]:
+            x, y = data.test_set.read(index, None)
+            return x.to(dtype), y
+
         found = check(
             folder,
-            model.to(torch.device(options.device)),
-            lambda index, data=data: data.test_set.read(index, None),
+            model.to(torch.device(options.device), dtype),
+            read,
             autocast=autocast_of(folder, options.device),
             watch=lambda batches, folder=folder: track(batches, description=f"auditing {folder}"),
         )

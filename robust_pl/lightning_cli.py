@@ -144,7 +144,9 @@ class RobustCLI(LightningCLI):
         evaluation.request = self.request
         evaluation.notes = {"name": run.record().get("name", run.path.name), "versions": versions()}
         if checkpoint := self.config[self.subcommand].get("ckpt_path"):
-            evaluation.notes["checkpoint"] = os.path.relpath(checkpoint, run.path)
+            # As seen from the folder that holds the evaluation's, so that both can move together.
+            beside = Path(evaluation.output_dir).parent if evaluation.output_dir else run.path
+            evaluation.notes["checkpoint"] = os.path.relpath(os.path.realpath(checkpoint), os.path.realpath(beside))
         return evaluation
 
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:

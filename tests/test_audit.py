@@ -12,11 +12,14 @@ from safetensors.torch import load_file, safe_open
 from torch import Tensor
 
 from robust_pl import evaluate
+from robust_pl.callbacks import FGSM
 from robust_pl.callbacks.outcome import attack_batch, score
 from robust_pl.callbacks.store import files
 from robust_pl.callbacks.store.identity import facts_about
 from robust_pl.callbacks.store.store import IMAGES, Store, seal
+from robust_pl.data import DigitsDataModule
 from robust_pl.evaluation.audit import Audit, audit
+from robust_pl.evaluation.audit_batch import Batch
 from robust_pl.metrics import Scoreboard
 from robust_pl.metrics.scoreboard import as_metrics
 
@@ -170,3 +173,70 @@ def test_what_was_not_kept_is_said(tmp_path: Path) -> None:
     store.finish(as_metrics(board.rows()))
     found = audit(tmp_path, net(), read)
     assert found.passed and any("images of pgd, which were not kept" in reason for reason in found.skipped)
+
+
+# Bytes that make a shard another one ------------------------------------------------------------------------------------
+
+
+def test_a_byte_changed_anywhere_in_a_shard_is_found_and_stops_nothing(folder: Path) -> None:
+    path = folder / "shards/00000016.safetensors"
+    content = path.read_bytes()
+    header = 8 + int.from_bytes(content[:8], "little")
+    for place in [*range(0, header, 31), *range(header, len(content), 1999)]:
+        changed = bytearray(content)
+        changed[place] ^= 1 << place % 8
+        path.write_bytes(changed)
+        assert "files" in wrong(audit(folder, net(), read)), place
+
+
+@pytest.mark.parametrize(
+    ("what", "words"),
+    [
+        (lambda t: t["index"].add_(1000), "not all in the data set"),
+        (lambda t: t.pop("right_pgd"), "it holds no"),
+        (lambda t: t.update(loss=t["loss"][:3]), "is not as long as the index"),
+        (lambda t: t["label"].fill_(11), "its labels are not in"),
+        (lambda t: t["loss"].mul_(1.5), "clean loss"),
+        (lambda t: t["confidence"].mul_(0.5), "clean confidence"),
+    ],
+)
+def test_a_shard_that_no_evaluation_writes_is_a_finding(folder: Path, what: Callable[..., object], words: str) -> None:
+    path = folder / "shards/00000016.safetensors"
+    tensors, meta = files.read_tensors(path)
+    what(tensors)
+    files.write_tensors(path, tensors, meta)
+    found = audit(folder, net(), read)
+    assert "files" in wrong(found) and words in " ".join(str(found).split())
+
+
+def test_samples_that_were_left_out_or_are_there_twice_are_found(tmp_path: Path) -> None:
+    digits = DigitsDataModule(eval_batch_size=120)
+    evaluate(net(), digits, {"fgsm": FGSM(0.02)}, store=tmp_path)
+    about = json.loads((tmp_path / "store.json").read_text())
+    about["facts"]["samples"] = 360
+    (tmp_path / "store.json").write_text(json.dumps(about))
+    seal(tmp_path)
+
+    def again() -> Audit:
+        return audit(tmp_path, net(), lambda index: digits.test_set.read(index, None))
+
+    assert again().passed
+    path = tmp_path / "shards/00000120.safetensors"
+    content = path.read_bytes()
+    path.unlink()
+    seal(tmp_path)
+    assert "240 are there, and the data set had 360" in again().problems["samples"][0]
+    path.write_bytes(content)
+    (tmp_path / "shards/00000360.safetensors").write_bytes(content)
+    seal(tmp_path)
+    assert "120 are there more than once" in again().problems["samples"][0]
+
+
+def test_a_tie_within_rounding_is_no_other_prediction(folder: Path) -> None:
+    stored = torch.tensor([0, 1, 9])
+    logits = torch.tensor([[1.0, 1.0005, 0.0], [1.0, 0.99, 0.0], [1.0, 0.0, 0.0]])
+    found = Audit(folder)
+    batch = Batch(found, {"index": torch.arange(3), "label": stored}, {}, {}, torch.device("cpu"))
+    batch.rounding = 1e-3
+    batch._check_predictions("predictions", stored, logits)
+    assert found.problems == {"predictions": ["samples 1, 2: other than stored"]}

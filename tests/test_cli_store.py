@@ -99,7 +99,7 @@ def test_the_report_lies_beside_the_table(robust_pl: CLI, trained: Path) -> None
     for picture in ("accuracy", "worst_images_of_pgd", "robustness_curve"):
         assert f"images/{picture}.png" in text and (folder / f"images/{picture}.png").stat().st_size > 1000
     assert "raised" in text and "zero_gradient" in text
-    assert len(json.loads((folder / "flags.json").read_text())) >= 8
+    assert len(json.loads((folder / "flags.json").read_text())["flags"]) >= 8
     assert json.loads((folder / "robustbench.json").read_text())["clean_acc"]
 
 
@@ -123,6 +123,44 @@ def test_audit_in_a_fresh_process_passes_and_finds_a_changed_byte(robust_pl: CLI
     done = audited()
     assert done.returncode == 1 and "FAILED" in done.stdout
     assert "shards/00000120.safetensors is not the file that was written" in done.stdout
+
+
+@pytest.mark.parametrize("precision", ["bf16-true", "bf16-mixed", "64-true"])
+def test_audit_turns_the_network_into_the_precision_of_the_evaluation(robust_pl: CLI, trained: Path, precision: str) -> None:
+    robust_pl("test", "--ckpt_path", BEST, "--trainer.precision", precision, "--trainer.limit_test_batches", 1)
+    robust_pl("audit", "runs/tiny")
+
+
+def test_audit_finds_the_checkpoint_from_an_evaluation_elsewhere(
+    robust_pl: CLI, trained: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    robust_pl("test", "--ckpt_path", BEST, "--evaluation.output_dir", "elsewhere/mine")
+    robust_pl("audit", "elsewhere/mine")
+    Path("far/from/here").mkdir(parents=True)
+    Path("elsewhere/mine").rename("far/from/here/mine")
+    assert "--ckpt_path" in complaint(robust_pl, capsys, "audit", "far/from/here/mine")
+    robust_pl("audit", "far/from/here/mine", "--ckpt_path", BEST)
+
+
+def test_attacks_among_the_trainers_callbacks_are_part_of_what_was_asked(robust_pl: CLI, trained: Path) -> None:
+    for steps in (1, 4, 1):
+        callback = f"{{class_path: robust_pl.callbacks.PGD, init_args: {{eps: 0.1, steps: {steps}}}}}"
+        robust_pl("test", "-c", trained, "--attacks", "{}", "--trainer.callbacks", f"[{callback}]", "--ckpt_path", BEST)
+    assert sorted(path.parent.name for path in Path("runs/tiny").glob("*/store.json")) == ["test", "test-2"]
+    robust_pl("test", "--ckpt_path", BEST, "--trainer.fast_dev_run", "true")
+    robust_pl("test", "--ckpt_path", BEST)
+    assert len(list(Path("runs/tiny").glob("*/store.json"))) == 4
+
+
+def test_other_numbers_of_samples_for_the_flags_are_computed(robust_pl: CLI, trained: Path) -> None:
+    robust_pl("fit", "-c", trained, "--trainer.max_epochs", 12, "--run.name", "better")
+    best = "runs/better/checkpoints/best.ckpt"
+    for count, there in ((20, 20), (30, 30), (None, 30)):
+        robust_pl("test", "--ckpt_path", best, *(("--report.flags", count) if count else ()))
+        assert json.loads(Path("runs/better/test/flags.json").read_text())["samples"] == there
+    robust_pl("test", "--ckpt_path", best, "--report.flags", 0)
+    assert not Path("runs/better/test/flags.json").exists()
+    robust_pl("audit", "runs/better")
 
 
 def complaint(robust_pl: CLI, capsys: pytest.CaptureFixture[str], *arguments: str) -> str:

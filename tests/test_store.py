@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
 from torch import Tensor, nn
 
 from robust_pl import evaluate
@@ -23,7 +24,6 @@ from robust_pl.callbacks.attacks.problem import Problem
 from robust_pl.callbacks.store import files
 from robust_pl.callbacks.store.store import Store
 from robust_pl.data import DigitsDataModule
-from robust_pl.data.loaders import EvalLoader
 
 SAMPLES, BATCH = 60, 16
 
@@ -247,37 +247,38 @@ def test_two_processes_do_not_write_into_one_store(tmp_path: Path) -> None:
     Store(tmp_path / "store", {}).close()
 
 
-def test_files_of_others_are_left_alone(tmp_path: Path) -> None:
-    (tmp_path / "predictions.csv").write_text("mine")
+@pytest.mark.parametrize("name", ["predictions.csv", "notes.tmp", "parts/mine", "shards/00000000.safetensors"])
+def test_files_of_others_are_left_alone(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_text("mine")
     with pytest.raises(ValueError, match="so it is not ours"):
         evaluate(net(), data(), attacks(), store=tmp_path)
-    assert contents(tmp_path) == {"predictions.csv": b"mine"}
+    assert contents(tmp_path) == {name: b"mine"}
 
 
-# Which batches are left -------------------------------------------------------------------------------------------
+def test_what_a_process_left_that_was_killed_at_once_is_no_file_of_others(tmp_path: Path) -> None:
+    (tmp_path / "lock").write_text("")
+    (tmp_path / "store.json.123.tmp").write_text("{")
+    evaluate(net(), data(), attacks(), store=tmp_path)
+    assert not list(tmp_path.rglob("*.tmp"))
 
 
-class Positions:
-    def read(self, index: Tensor, keys: Tensor | None) -> tuple[Tensor, Tensor]:
-        return torch.zeros(len(index), 1, 1, 1), index
+def test_a_changed_bit_is_not_sealed_again(whole: tuple[Path, int]) -> None:
+    """The same command again must not make a damaged shard a good one: here the last bit of one pixel's mantissa."""
+    folder, _ = whole
+    shard = folder / "shards/00000016.safetensors"
+    with safe_open(shard, "pt") as file:
+        pixel = file.get_tensor("x_adv/pgd").numpy().tobytes()
+    content = bytearray(shard.read_bytes())
+    content[content.index(pixel) + 400] ^= 1
+    shard.write_bytes(content)
+    before = contents(folder)
+    with pytest.raises(ValueError, match=r"00000016.safetensors is damaged .*x_adv/pgd is not what was written"):
+        evaluate(net(), data(), attacks(), batch_size=BATCH, store=folder)
+    assert contents(folder) == before
 
 
-@pytest.mark.parametrize("world_size", [1, 2, 3])
-@pytest.mark.parametrize("limit", [1.0, 0.5, 1, 2, 100])
-def test_what_is_left_together_with_what_is_finished_is_what_was_asked_for(world_size: int, limit: int | float) -> None:
-    def firsts(finished: frozenset[int]) -> list[int]:
-        loaders = [EvalLoader(Positions(), torch.arange(50), 10, r, world_size, 0, finished, limit) for r in range(world_size)]
-        found = [int(index[0]) for loader in loaders for _, _, index in loader]
-        assert len(found) == len(set(found))
-        return sorted(found)
-
-    asked = firsts(frozenset())
-    shares = [list(range(0, 50, 10))[r::world_size] for r in range(world_size)]
-    counts = [min(limit, len(s)) if isinstance(limit, int) else int(len(s) * limit) for s in shares]
-    assert asked == sorted(first for share, count in zip(shares, counts, strict=True) for first in share[:count])
-    for finished in ({0}, {10, 20}, set(asked)):
-        done = frozenset(finished & set(asked))
-        assert sorted([*firsts(done), *done]) == asked
+# What is there is read ----------------------------------------
 
 
 class Unfair(Attack):

@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-_META = "robust_pl"
+_META, _SUMS = "robust_pl", "sums"
 _BLOCK = 1 << 20
 _UNFINISHED = ".tmp"
 
@@ -62,7 +62,7 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
-    """Write a safetensors file in one step.
+    """Write a safetensors file in one step, with a sum of each tensor, so that whoever reads it finds what changed since.
 
     Args:
         path: of the file.
@@ -70,7 +70,8 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], meta: Mapping[str, 
         meta: anything that JSON can hold.
     """
     on_cpu = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    write(path, save(on_cpu, {_META: json.dumps(meta)}))
+    sums = {name: sha256_of_tensors({name: tensor}) for name, tensor in on_cpu.items()}
+    write(path, save(on_cpu, {_META: json.dumps(meta), _SUMS: json.dumps(sums)}))
 
 
 def read_tensors(path: Path, leave_out: str | None = None) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -86,7 +87,12 @@ def read_tensors(path: Path, leave_out: str | None = None) -> tuple[dict[str, Te
     try:
         with safe_open(path, "pt") as file:
             names = [name for name in file.keys() if leave_out is None or not name.startswith(leave_out)]  # noqa: SIM118
-            return {name: file.get_tensor(name) for name in names}, json.loads(file.metadata()[_META])
+            tensors = {name: file.get_tensor(name) for name in names}
+            meta, sums = (json.loads(file.metadata()[key]) for key in (_META, _SUMS))
+        for name, tensor in tensors.items():
+            if sha256_of_tensors({name: tensor}) != sums[name]:
+                raise KeyError(f"{name} is not what was written")
+        return tensors, meta
     except (SafetensorError, KeyError, TypeError, json.JSONDecodeError) as error:
         raise ValueError(
             f"{path} is damaged ({error}): delete this one file, and the same command computes it again"

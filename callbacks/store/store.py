@@ -39,9 +39,10 @@ from .files import (
 )
 from .lock import Lock
 
-FORMAT = 1
+FORMAT = 2
 ABOUT, TABLE, FIGURES, SUMS, LOCK = "store.json", "predictions.csv", "figures.json", "SHA256SUMS", "lock"
 IMAGES = "x_adv/"
+_UNIQUE = "give batches of (x, y, index) in which index is the position in the data set, and the same batches every time"
 
 
 class Store:
@@ -69,6 +70,7 @@ class Store:
     ) -> None:
         self.folder, self.images = folder, images
         self._lock: Lock | None = None
+        self._added: set[int] = set()
         request = json.loads(json.dumps(request))  # as it will be read
         if writer:
             self._claim(request, notes or {})
@@ -76,8 +78,13 @@ class Store:
     def _claim(self, request: dict[str, Any], notes: Mapping[str, Any]) -> None:
         folder = self.folder
         about = folder / ABOUT
-        if not about.exists() and (folder / TABLE).exists():
-            raise ValueError(f"{folder} has a {TABLE} and no {ABOUT}, so it is not ours: choose another output_dir")
+        if not about.exists() and folder.is_dir():
+            foreign = [path.name for path in folder.iterdir() if path.name != LOCK and not path.name.startswith(ABOUT)]
+            if foreign:
+                raise ValueError(
+                    f"{folder} has files such as {min(foreign)} and no {ABOUT}, so it is not ours: choose another "
+                    "--evaluation.output_dir, a new or an empty folder, and nothing there is touched"
+                )
         folder.mkdir(parents=True, exist_ok=True)
         self._lock = Lock(folder / LOCK)
         try:
@@ -139,6 +146,9 @@ class Store:
     def add(self, x: Tensor, outcome: Outcome) -> None:
         """Keep a finished batch; ``x`` are its clean pixels."""
         first = int(outcome.index.min())
+        if first in self._added:
+            raise ValueError(f"two batches hold the sample at position {first}: {_UNIQUE}")
+        self._added.add(first)
         tensors = outcome.columns()
         columns = list(tensors)
         seconds = {name: verdict.seconds for name, verdict in outcome.verdicts.items()}
@@ -177,7 +187,17 @@ class Store:
             yield read_tensors(self.shard(first), leave_out=IMAGES)
 
     def finish(self, figures: Mapping[str, float]) -> Path:
-        """Write the table, the figures over all samples, and the sums; returns the path of the table."""
+        """Write the table, the figures over all samples, and the sums; returns the path of the table.
+
+        Raises:
+            ValueError: if a sample is there twice, or a file is not what was written.
+        """
+        positions = []
+        for first in self.finished():
+            positions.append(read_tensors(self.shard(first))[0]["index"])  # all of it, so that its sums are looked at
+        index, counts = torch.cat(positions).unique(return_counts=True) if positions else (torch.empty(0), torch.ones(1))
+        if counts.max() > 1:
+            raise ValueError(f"{self.folder} holds the sample at position {index[counts.argmax()]} twice: {_UNIQUE}")
         shutil.rmtree(self.folder / "parts", ignore_errors=True)
         with replacing(self.folder / TABLE) as file:
             write_table(file, self.columns())

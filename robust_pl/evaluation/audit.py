@@ -6,74 +6,21 @@ import io
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
-from rich.table import Table
 from torch import Tensor, nn
 
-from ..callbacks.attacks.checks import outside_ball, outside_box
 from ..callbacks.attacks.prepare import evaluating
 from ..callbacks.store.files import read_tensors, sha256_of_file
 from ..callbacks.store.identity import replay, sha256_of_weights
-from ..callbacks.store.store import FIGURES, IMAGES, LOCK, SUMS, TABLE, Store, read_about, sha256_of_data, write_table
-from ..functional import geometry
-from ..functional.geometry import NORMS
-from ..functional.ratio import Ratio
+from ..callbacks.store.store import FIGURES, LOCK, SUMS, TABLE, Store, read_about, write_table
 from ..metrics.scoreboard import Scoreboard, as_metrics
+from .audit_batch import Batch, Read, malformed
+from .audited import Audit
 
-Read = Callable[[Tensor], tuple[Tensor, Tensor]]
 _TOLERANCE = 1e-5
-
-
-@dataclass
-class Audit:
-    """What an audit looked at, and what it found wrong; ``print`` it for a table.
-
-    Args:
-        folder: of the evaluation.
-        checked: what was looked at -> how often.
-        problems: what was looked at -> sentences.
-        skipped: what could not be looked at, and why.
-    """
-
-    folder: Path
-    checked: dict[str, int] = field(default_factory=dict)
-    problems: dict[str, list[str]] = field(default_factory=dict)
-    skipped: list[str] = field(default_factory=list)
-
-    @property
-    def passed(self) -> bool:
-        """Whether nothing was found wrong."""
-        return not any(self.problems.values())
-
-    def check(self, what: str, problem: str | None = None, count: int = 1) -> None:
-        """Note that ``what`` was looked at ``count`` times, and what was wrong with it."""
-        self.checked[what] = self.checked.get(what, 0) + count
-        if problem:
-            self.problems.setdefault(what, []).append(problem)
-
-    def __str__(self) -> str:
-        table = Table(title=f"audit of {self.folder}: {'passed' if self.passed else 'FAILED'}", title_justify="left")
-        for name in ("what", "checked", "wrong"):
-            table.add_column(name, justify="left" if name == "what" else "right")
-        for what, count in self.checked.items():
-            table.add_row(what, str(count), str(len(self.problems.get(what, ()))))
-        console = Console(width=110)
-        with console.capture() as capture:
-            console.print(table)
-            for what, problems in self.problems.items():
-                for problem in problems[:10]:
-                    console.print(f"{what}: {problem}", highlight=False, markup=False)
-                if len(problems) > 10:
-                    console.print(f"{what}: and {len(problems) - 10} more", highlight=False)
-            for reason in self.skipped:
-                console.print(f"not checked: {reason}", highlight=False, markup=False)
-        return capture.get()
 
 
 def audit(
@@ -112,21 +59,26 @@ def audit(
     store = Store(folder, {}, writer=False)
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     board: Scoreboard | None = None
+    positions: list[Tensor] = []
     threats = facts.get("threats", {})
     with evaluating(model), torch.no_grad(), autocast or nullcontext():
         for first in watch(store.finished()):
             try:
                 tensors, meta = read_tensors(store.shard(first))
+                if problem := malformed(tensors, meta):
+                    raise ValueError(f"{store.shard(first)} is none that an evaluation writes: {problem}")
             except ValueError as error:
                 found.check("shards", str(error))
                 continue
             found.check("shards")
-            _Batch(found, tensors, meta, threats, device).check(model, read)
+            positions.append(tensors["index"])
+            Batch(found, tensors, meta, threats, device).check(model, read)
             board = board or Scoreboard(list(meta["seconds"]), meta["classes"])
             replay(board, tensors, meta["seconds"], torch.device("cpu"))
     if board is None:
         found.check("shards", "there is none")
     else:
+        _check_samples(found, about, torch.cat(positions))
         _check_figures(found, as_metrics(board.rows()))
         _check_table(found, store)
     return found
@@ -158,79 +110,16 @@ def _check_files(found: Audit) -> None:
             found.check("files", f"{name} is not listed in {SUMS}")
 
 
-class _Batch:
-    """The checks of one stored batch."""
-
-    def __init__(
-        self,
-        found: Audit,
-        tensors: Mapping[str, Tensor],
-        meta: Mapping[str, Any],
-        threats: Mapping[str, Mapping[str, Any]],
-        device: torch.device,
-    ) -> None:
-        self.found, self.tensors, self.meta, self.threats, self.device = found, tensors, meta, threats, device
-        self.index, self.label = tensors["index"], tensors["label"]
-
-    def check(self, model: nn.Module, read: Read) -> None:
-        """Compare with what the data and the network say today."""
-        x, y = read(self.index)
-        self._same("labels", self.label, y)
-        if sha256_of_data(x, y) != self.meta["data"]:
-            self.found.check("clean images", f"those of samples {self._name()} are not those that were evaluated")
-        else:
-            self.found.check("clean images", count=len(x))
-        self._same("clean predictions", self.tensors["prediction"], self._predict(model, x))
-        for attack in self.meta["seconds"]:
-            self._check_attack(model, attack, x)
-
-    def _check_attack(self, model: nn.Module, attack: str, x: Tensor) -> None:
-        column = {kind: self.tensors[f"{kind}_{attack}"] for kind in ("right", "prediction", *NORMS)}
-        self._same(f"{attack}: verdicts", column["right"], column["prediction"] == self.label)
-        self._check_parts(attack, column["right"])
-        if IMAGES + attack not in self.tensors:
-            reason = f"images of {attack}, which were not kept (evaluation.save_adversarial)"
-            if reason not in self.found.skipped:
-                self.found.skipped.append(reason)
-            return
-        x_adv = self.tensors[IMAGES + attack]
-        finite = bool(x_adv.isfinite().all())
-        self.found.check(f"{attack}: finite", None if finite else f"samples {self._name()} hold NaN", count=len(x_adv))
-        outside = bool(outside_box(x_adv))
-        self.found.check(f"{attack}: in the box", f"samples {self._name()} leave [0, 1]" if outside else None, len(x_adv))
-        seen = x_adv.to(x.dtype)
-        for norm in NORMS:
-            sizes = geometry.size(seen - x, norm)
-            close = torch.isclose(sizes, column[norm], rtol=_TOLERANCE, atol=_TOLERANCE)
-            self._all(f"{attack}: {norm} sizes", close, "other than stored")
-        threat = self.threats.get(attack, {})
-        if threat.get("eps") is not None:
-            sizes = geometry.size(seen - x, threat["norm"])
-            too_large = outside_ball(sizes, Ratio(threat["eps"]), threat["norm"])
-            problem = f"samples {self._name()}: up to {sizes.max():.6g}, allowed {threat['eps']}" if too_large else None
-            self.found.check(f"{attack}: in the ball", problem, len(x_adv))
-        self._same(f"{attack}: predictions", column["prediction"], self._predict(model, seen))
-
-    def _check_parts(self, attack: str, right: Tensor) -> None:
-        """What stands after a later part has stood before."""
-        prefix = f"robust_{attack}_"
-        parts = [self.tensors[name] for name in self.meta["columns"] if name.startswith(prefix)]
-        for before, after in pairwise(parts):
-            self._all(f"{attack}: parts", before | ~after, "stand again after a later part")
-
-    def _predict(self, model: nn.Module, x: Tensor) -> Tensor:
-        return model(x.to(self.device)).argmax(1).cpu()
-
-    def _same(self, what: str, stored: Tensor, computed: Tensor) -> None:
-        self._all(what, stored == computed, "other than stored")
-
-    def _all(self, what: str, right: Tensor, complaint: str) -> None:
-        wrong = self.index[~right].tolist()
-        shown = ", ".join(map(str, wrong[:8])) + (", ..." if len(wrong) > 8 else "")
-        self.found.check(what, f"samples {shown}: {complaint}" if wrong else None, len(right))
-
-    def _name(self) -> str:
-        return f"{int(self.index.min())} to {int(self.index.max())}"
+def _check_samples(found: Audit, about: Mapping[str, Any], index: Tensor) -> None:
+    """Each sample once, and all of the data set where all were asked for."""
+    twice = len(index) - len(index.unique())
+    found.check("samples", f"{twice} are there more than once" if twice else None, len(index))
+    trainer = about["request"].get("trainer", {})
+    limits = [limit for key, limit in trainer.items() if key.startswith("limit_") and limit is not None]
+    limited = trainer.get("fast_dev_run") or any(isinstance(limit, int) or limit < 1 for limit in limits)
+    asked = about.get("facts", {}).get("samples")
+    if asked is not None and not limited and len(index) != asked:
+        found.check("samples", f"{len(index)} are there, and the data set had {asked}")
 
 
 def _check_figures(found: Audit, figures: Mapping[str, float]) -> None:
@@ -253,7 +142,7 @@ def _check_table(found: Audit, store: Store) -> None:
     try:
         write_table(file, store.columns())
         same = (found.folder / TABLE).read_bytes() == file.getvalue()
-    except (ValueError, OSError) as error:
+    except (ValueError, KeyError, OSError) as error:  # of shards, which were complained of
         found.check("table", str(error))
         return
     found.check("table", None if same else f"{TABLE} does not say what the shards say")
@@ -266,6 +155,7 @@ def evaluations(folder: Path) -> Iterator[Path]:
         FileNotFoundError: if there is none.
     """
     found = [folder] if (folder / "store.json").is_file() else sorted(p.parent for p in folder.glob("*/store.json"))
+    found.sort(key=lambda path: not (path / SUMS).is_file())  # what is not finished comes last, where it stops nothing
     if not found:
         raise FileNotFoundError(f"{folder} holds no evaluation: name a run that was tested, such as runs/quickstart")
     yield from found

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from ..callbacks.attacks.base import Attack
 from ..callbacks.attacks.prepare import evaluating
-from ..callbacks.outcome import Keeper, attack_batch, check_names, score
+from ..callbacks.outcome import Keeper, attack_batch, check_index, check_names, score
 from ..callbacks.progress import AttackBar
 from ..callbacks.store.identity import describe, facts_about, replay
 from ..callbacks.store.store import Store
@@ -80,6 +80,8 @@ def evaluate(
         kept = Store(Path(store), request)
     try:
         with evaluating(model):
+            if kept is not None:
+                kept.identify(**facts_about(model, attacks))
             _fit(attacks, model, data, kept)
             board = _evaluate(model, _limited(_batches(data, batch_size), limit), attacks, kept, progress)
         if board is None:
@@ -118,7 +120,6 @@ def _evaluate(
     board: Scoreboard | None = None
     finished: frozenset[int] = frozenset()
     if store is not None:
-        store.identify(**facts_about(model, attacks))
         finished = frozenset(store.finished())
     with Progress(*Progress.get_default_columns(), disable=not progress) as display:
         for x, y, index in display.track(batches, description="evaluating"):
@@ -153,7 +154,7 @@ def _batches(data: Data, batch_size: int) -> Iterator[tuple[Tensor, Tensor, Tens
     seen = 0
     for batch in loader:
         x, y = batch[0], batch[1]
-        index = batch[2] if len(batch) > 2 else torch.arange(seen, seen + len(x))
+        index = check_index(batch[2], len(x)) if len(batch) > 2 else torch.arange(seen, seen + len(x))
         seen += len(x)
         yield x, y, index
 

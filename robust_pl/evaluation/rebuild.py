@@ -18,12 +18,13 @@ from ..nets.weights import load_weights
 from ..trust import check_classes, guarded, read_checkpoint
 
 
-def rebuild(folder: Path, named: Collection[str] = ()) -> tuple[Method, ImageDataModule]:
+def rebuild(folder: Path, named: Collection[str] = (), checkpoint: Path | None = None) -> tuple[Method, ImageDataModule]:
     """The network with its weights, in eval mode on the CPU, and the data of an evaluation that ``robust-pl test`` made.
 
     Args:
         folder: of the evaluation.
         named: class paths outside of robust_pl, torch, timm and lightning that it may import.
+        checkpoint: where the checkpoint is now; None looks where it was, and in the run's folder.
 
     Raises:
         FileNotFoundError: if the checkpoint or the data are not where they were.
@@ -32,14 +33,16 @@ def rebuild(folder: Path, named: Collection[str] = ()) -> tuple[Method, ImageDat
     about = read_about(folder)
     request = about["request"]
     if "model" not in request:
-        raise ValueError(f"{folder} was not made by robust-pl test: call robust_pl.evaluation.audit.audit(folder, model, read) from Python")
+        raise ValueError(
+            f"{folder} was not made by robust-pl test: call robust_pl.evaluation.audit.audit(folder, model, read) from Python"
+        )
     config = {"model": request["model"], "data": request["data"]}
     check_classes(config, folder / "store.json", named)
     with guarded(named):
         # Built by code, as far as the method can tell: nothing here is ever saved.
         method, data = _instantiate(config)
     if request["checkpoint"] is not None:
-        path = _find(folder, about.get("notes", {}).get("checkpoint"), request["checkpoint"])
+        path = _find(folder, about.get("notes", {}).get("checkpoint"), request["checkpoint"], checkpoint)
         load_weights(method, read_checkpoint(path)["state_dict"])
     elif method.initial_weights is not None:
         load_weights(method.net, method.initial_weights)
@@ -59,18 +62,25 @@ def _instantiate(config: Mapping[str, Any]) -> tuple[Method, ImageDataModule]:
     return built.model, built.data
 
 
-def _find(folder: Path, noted: str | None, wanted: str) -> Path:
+def _find(folder: Path, noted: str | None, wanted: str, given: Path | None) -> Path:
     """The checkpoint, by its sum: where it was, or anywhere in the run's folder."""
-    run = folder.parent
+    run = folder.resolve().parent
     candidates = [run / noted] if noted else []
-    candidates += sorted(run.rglob("*.ckpt"))
+    candidates = [given] if given else candidates + sorted(run.rglob("*.ckpt"))
     for path in candidates:
         if path.is_file() and sha256_of_file(path) == wanted:
             return path
     raise FileNotFoundError(
-        f"no checkpoint with the SHA-256 {wanted[:12]}... at {noted or 'the place noted'} or in {run}: put it back, the "
-        "evaluation was made from it"
+        f"no checkpoint with the SHA-256 {wanted[:12]}... at {given or f'{noted} or in {run}'}: put it back, or say with "
+        "--ckpt_path where it is; the evaluation was made from it"
     )
+
+
+def dtype_of(folder: Path) -> torch.dtype:
+    """What the network's weights and images were turned into."""
+    precision = str(read_about(folder)["request"].get("trainer", {}).get("precision"))
+    known = {"bf16-true": torch.bfloat16, "16-true": torch.float16, "64": torch.float64, "64-true": torch.float64}
+    return known.get(precision, torch.float32)
 
 
 def autocast_of(folder: Path, device: str) -> AbstractContextManager[Any]:

@@ -32,20 +32,20 @@ def write_flags(folder: Path, model: nn.Module, data: ImageDataModule, samples: 
         folder: of the evaluation; norm and radius are those of its AutoAttack, else of its first attack with a radius.
         model: that was evaluated.
         data: its data.
-        samples: how many; None takes 100 where AutoAttack was run, and else none.
+        samples: how many; None takes those that are known, else 100 where AutoAttack was run, else none.
         device: where the network runs.
     """
     about = read_about(folder)
     threats = {name: threat for name, threat in about["facts"]["threats"].items() if _has_radius(threat)}
     threats = {name: threat for name, threat in threats.items() if threat["norm"] != "l1"}  # for which there are no checks
     chosen = [name for name in _autoattacks(about) if name in threats] or list(threats)
+    known = _known_flags(folder)
     if samples is None:
-        samples = 100 if _autoattacks(about) else 0
+        samples = known.get("samples", 100 if _autoattacks(about) else 0)
     if not samples or not chosen:
         (folder / FLAGS).unlink(missing_ok=True)  # of another --report.flags
         return []
     samples = min(samples, len(data.test_set))
-    known = _known_flags(folder)
     if known.get("samples") == samples:
         return [Flag(**flag) for flag in known["flags"]]
     threat = threats[chosen[0]]
