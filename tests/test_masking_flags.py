@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import random
 
@@ -163,6 +164,12 @@ def test_bad_arguments(net, settings, complaint):
         weak(net, **settings)
 
 
+def test_mixed_labels_are_refused(net):
+    x, y = test_images(20)
+    with pytest.raises(ValueError, match=r"y has shape \(20, 10\): the audit needs classes"):
+        masking_flags(net, x, nn.functional.one_hot(y, 10).float(), eps=EPS)
+
+
 def test_labels_that_never_fit(net):
     x, _ = test_images(20)
     with pytest.raises(ValueError, match="none of 20 samples"):
@@ -223,6 +230,20 @@ def test_half_precision_is_not_taken_for_quantisation(net):
     flags = weak(Around(net, after=lambda z: z.bfloat16()))
     assert flags["piecewise_constant"].value is None and not flags["piecewise_constant"].raised
     assert flags["gradient_mismatch"].value is None and not flags["gradient_mismatch"].raised
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_no_check_fails_on_a_network_of_another_precision(net, dtype):
+    """It is fed with its own precision."""
+    seen, other = set(), copy.deepcopy(net).to(dtype)
+    other.register_forward_pre_hook(lambda _, inputs: seen.add(inputs[0].dtype))
+    x, y = test_images(40)
+    settings = {"eps": EPS, "steps": 4, "queries": 10}
+    found = {flag.name: flag for flag in masking_flags(other, x.to(dtype), y, **settings)}
+    assert seen == {dtype}
+    for flag in masking_flags(net, x, y, **settings):
+        assert "failed" not in found[flag.name].message
+        assert found[flag.name].raised == flag.raised
 
 
 def test_a_network_without_linear_layer_is_not_binarized():

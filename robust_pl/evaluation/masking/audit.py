@@ -56,9 +56,12 @@ def masking_flags(
         batch_size: samples that go through the network at once.
 
     Raises:
-        ValueError: if eps is not above 0, the norm is l1, the shapes do not fit, or no sample is classified correctly.
+        ValueError: if eps is not above 0, the norm is l1, the labels are mixed, the shapes do not fit, or no sample is
+            classified correctly.
     """
     check_shapes(x, y)
+    if y.dim() != 1:
+        raise ValueError(f"y has shape {tuple(y.shape)}: the audit needs classes (n,), as y.argmax(1) gives them")
     choose("norm", norm, NORMS)
     if norm == "l1":
         raise ValueError(

@@ -38,10 +38,10 @@ def binarization(evidence: Evidence, features: Features | None = None) -> Flag:
         features: maps pixels (B, C, H, W) to what a readout sees (B, D); None takes the input of the last linear layer.
     """
     x, _, rows = evidence.some(_SAMPLES)
-    features = features or last_linear_input(evidence.net, x[: evidence.batch_size])
+    features = features or last_linear_input(evidence.net, x[: evidence.batch_size].to(evidence.dtype))
     if features is None:
         return Flag(NAME, False, None, None, "no last linear layer was found: pass features=, which maps pixels to (B, D)")
-    flat = _flattened(features)
+    flat = _flattened(features, evidence.dtype)
     subject = Subject(flat, evidence.batch_size)
     readouts, separable = _readouts(evidence, subject, x, rows)
     discarded = f"{len(x) - int(separable.sum())} of {len(x)} samples discarded, whose points no plane separates"
@@ -98,8 +98,8 @@ def last_linear_input(net: nn.Module, x: Tensor) -> Features | None:
     return features
 
 
-def _flattened(features: Features) -> Features:
-    return lambda pixels: features(pixels).flatten(1).float()
+def _flattened(features: Features, dtype: torch.dtype) -> Features:
+    return lambda pixels: features(pixels.to(dtype)).flatten(1).to(pixels.dtype)
 
 
 def _readouts(evidence: Evidence, subject: Subject, x: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:

@@ -22,7 +22,7 @@ class Evidence:
 
     Args:
         net: in eval mode.
-        x: pixels (n, C, H, W) in [0, 1].
+        x: pixels (n, C, H, W) in [0, 1], in the precision that the network is fed with.
         y: classes (n,).
         eps: radius in units of the pixel range.
         norm: ``linf`` or ``l2``.
@@ -34,8 +34,10 @@ class Evidence:
     def __init__(
         self, net: nn.Module, x: Tensor, y: Tensor, *, eps: float, norm: Norm, seed: int, batch_size: int, steps: int
     ) -> None:
-        self.net, self.subject = net, Subject(net, batch_size)
-        self.x, self.y, self.eps, self.norm = x, y, eps, norm
+        self.net, self.subject, self.dtype = net, Subject(net, batch_size, x.dtype), x.dtype
+        # Half precision is for the network: small changes of an image would be lost in it.
+        self.x = x.to(torch.promote_types(x.dtype, torch.float32))
+        self.y, self.eps, self.norm = y, eps, norm
         self.seed, self.batch_size, self.steps = seed, batch_size, steps
         self.clean = self.predict(x)
         self.right = (self.clean.argmax(1) == y).nonzero().squeeze(1)

@@ -22,15 +22,16 @@ class Subject(nn.Module):
     Args:
         net: maps pixels (B, C, H, W) to (B, K).
         batch_size: images that go through it at once where no gradient is asked for.
+        dtype: what it is fed with; None for images as they come.
 
     Attributes:
         coarse: whether its outputs have less precision than float32, too little for small differences.
     """
 
-    def __init__(self, net: Classifier, batch_size: int) -> None:
+    def __init__(self, net: Classifier, batch_size: int, dtype: torch.dtype | None = None) -> None:
         super().__init__()
         self._net = (net,)
-        self.batch_size = batch_size
+        self.batch_size, self.dtype = batch_size, dtype
         self.coarse = False
 
     def forward(self, x: Tensor) -> Tensor:
@@ -49,7 +50,7 @@ class Subject(nn.Module):
         return input_gradient(self._outputs, x, objective)
 
     def _outputs(self, x: Tensor) -> Tensor:
-        outputs = self._net[0](x)
+        outputs = self._net[0](x.to(self.dtype or x.dtype))
         wide = torch.promote_types(outputs.dtype, torch.float32)
         self.coarse = outputs.dtype != wide
         return outputs.to(wide) + 0 * x.flatten(1)[:, :1]
