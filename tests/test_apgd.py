@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from robust_pl.callbacks import APGD
+from robust_pl.callbacks.attacks import apgd
 from robust_pl.callbacks.attacks.apgd_walk import MomentumWalk, SparseWalk
 from robust_pl.callbacks.attacks.autoattack_checks import AutoAttackWarning
 from robust_pl.functional import geometry, losses
@@ -190,6 +191,19 @@ def test_what_is_found_first_is_kept(norm):
     assert 2 <= fooled.sum() < 6 or fooled.all()
     assert (attacked.forward_passes.of_each[fooled] < 202).all()
     assert (attacked.forward_passes.of_each[~fooled] == 202).all()
+
+
+@pytest.mark.parametrize("norm", geometry.NORMS)
+def test_a_gpu_that_is_seldom_looked_at_finds_the_same(norm, monkeypatch):
+    net, x = Toy(), images()
+    y = net(x).argmax(1)
+    attack, index = APGD({"linf": 0.1, "l2": 0.5, "l1": 2.0}[norm], norm=norm), torch.arange(6)
+    often = attack.run(net, x, y, index=index)
+    monkeypatch.setitem(apgd._GLANCE, "cpu", 8)
+    seldom = attack.run(net, x, y, index=index)
+    assert torch.equal(often.x_adv, seldom.x_adv)
+    more = seldom.forward_passes.of_each - often.forward_passes.of_each
+    assert 0 < more.max() < 8 and more.min() >= 0
 
 
 def test_a_random_network_keeps_its_samples():

@@ -23,7 +23,8 @@ from .problem import Objective, Problem
 APGDLoss = Literal["ce", "dlr", "dlr-targeted"]
 LOSSES: tuple[str, ...] = ("ce", "dlr", "dlr-targeted")
 _STAGES = (3.0, 2.0, 1.0)
-_GLANCE = 8
+# Steps between two looks for broken samples: a GPU would have to wait for each.
+_GLANCE = {"cpu": 1, "cuda": 8}
 
 
 class APGD(Attack):
@@ -35,7 +36,8 @@ class APGD(Attack):
 
     Cost of a sample that stands: ``restarts * (steps + 1)`` forward and ``restarts * steps`` backward passes, times
     ``n_targets`` and one forward pass more with ``dlr-targeted``; two more forward passes a run with ``use_largereps``.
-    ``eot_iter`` multiplies all but the last forward pass of a run. A sample that is broken costs nothing from then on.
+    ``eot_iter`` multiplies all but the last forward pass of a run. A sample that is broken costs nothing from then on; on a
+    GPU, which would have to wait, that is looked for every eight steps.
 
     It does what the public code of AutoAttack does, its oddities that change results included: the first loss counts as a
     rise where it is positive, and under ``eot_iter`` the loss and the verdict are those of the last pass alone. It departs
@@ -151,7 +153,7 @@ class APGD(Attack):
     def _run(self, part: Problem, ids: Tensor, copies: int, start: Tensor, found: _Found, share: tuple[float, float]) -> None:
         """From the start to the end, or until nothing stands; ``share`` is what is done before, and what this run adds."""
         begin, span = share
-        glance = 1 if start.device.type == "cpu" else _GLANCE
+        glance = _GLANCE.get(start.device.type, 8)
         taken = 0
         for walk, steps in self._walks(part, ids, start):
             windows = walk.windows(steps)

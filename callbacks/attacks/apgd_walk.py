@@ -60,7 +60,9 @@ class Walk(ABC):
         value = problem.objective(logits).to(self.best.dtype)
         if self.looking:
             fooled = problem.fooled(logits)
-            self.x_found = torch.where(_column(fooled), self.x_adv, self.x_found)
+            # The first image found, or the last one where the network may change its mind.
+            new = fooled & ~self.fooled if self.eot_iter == 1 else fooled
+            self.x_found = torch.where(_column(new), self.x_adv, self.x_found)
             self.fooled = self.fooled | fooled
         better = value > self.best
         self.x_best = torch.where(_column(better), self.x_adv, self.x_best)
