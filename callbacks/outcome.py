@@ -223,6 +223,7 @@ def attack_batch(
         keeper = follow(name) if follow else Keeper()
         verdict = keeper.recall_verdict()
         if verdict is None:
+            keeper.show(name, len(x), 0.0)
             verdict = _judge(model, attack, x, y, index, logits.shape[1], keeper)
             keeper.remember_verdict(verdict)
         outcome.verdicts[name] = verdict

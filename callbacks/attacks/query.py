@@ -22,6 +22,7 @@ BLOCK = 32
 """Steps whose random numbers are drawn at once: a draw costs dozens of small operations, however few its numbers."""
 LOOK_EVERY = 10
 """Rounds between two looks at a device that would have to wait for them."""
+_SHOW_EVERY = 50  # rounds between two signs of progress
 
 
 class QueryAttack(Attack):
@@ -95,10 +96,13 @@ class Search:
         start: images inside ball and box (B, C, H, W): the first query.
         n_queries: most queries a sample may cost.
         look_every: rounds between two looks for broken samples; None: 1 on a CPU, else ``LOOK_EVERY``.
+        name: what a progress bar calls it.
     """
 
-    def __init__(self, problem: Problem, start: Tensor, n_queries: int, look_every: int | None = None) -> None:
-        self.problem, self.n_queries = problem, n_queries
+    def __init__(
+        self, problem: Problem, start: Tensor, n_queries: int, look_every: int | None = None, name: str = "queries"
+    ) -> None:
+        self.problem, self.n_queries, self.name = problem, n_queries, name
         self.look_every = look_every or (1 if start.device.type == "cpu" else LOOK_EVERY)
         self.ids = torch.arange(len(start), device=start.device)
         self.kept: dict[str, Tensor] = {}
@@ -118,6 +122,8 @@ class Search:
             return False
         if self.rounds % self.look_every == 0:
             self._drop()
+        if self.rounds % _SHOW_EVERY == 0:
+            self.problem.ledger.progress.show(self.name, len(self.ids), self.spent / self.n_queries)
         self.rounds += 1
         return len(self.ids) > 0
 

@@ -67,7 +67,7 @@ class Square(QueryAttack):
         rescale_to = self.n_queries if self.rescale_schedule else None
         propose = SquareProposal(self.norm, self.p_init, rescale_to, reach_border=self.reach_border)
         numbers = propose.numbers(x)
-        search = Search(problem, propose.start(x, problem.eps, problem.draws), self.n_queries)
+        search = Search(problem, propose.start(x, problem.eps, problem.draws), self.n_queries, name=self.name or "square")
         for iteration in range(self.n_queries):
             if not search.goes_on():
                 break
