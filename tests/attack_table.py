@@ -1,4 +1,7 @@
-"""Every attack of the library, with arguments for images (1, 8, 8) of three classes; the contract tests run all of them."""
+"""Every attack of the library, with arguments for images (1, 8, 8) of three classes; the contract tests run all of them.
+
+AutoAttack and TransferEvaluation, for which a part of the contract holds, are in test_composed_attacks.py.
+"""
 
 from functools import partial
 
