@@ -12,6 +12,7 @@ import os
 import platform
 import secrets
 from collections.abc import Mapping
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -115,8 +116,9 @@ class RunFolder:
         """The folder of this run in which the same evaluation was begun, if there is one."""
         wanted = json.loads(json.dumps(request))  # as it will have been written
         for path in _numbered(self.path, command):
-            if (path / ABOUT).is_file() and read_about(path).get("request") == wanted:
-                return path
+            with suppress(ValueError):  # damaged, or of another version: not this one
+                if (path / ABOUT).is_file() and read_about(path).get("request") == wanted:
+                    return path
         return None
 
     def evaluation(self, command: str, request: Mapping[str, Any]) -> Path:

@@ -226,3 +226,12 @@ def test_killed_from_outside_and_finished_by_two_processes(tmp_path: Path) -> No
     assert 3 <= found < 12
     robust_pl_process(tmp_path, *common, "--evaluation.output_dir", "killed", *DDP, "2")
     assert (tmp_path / "killed/predictions.csv").read_bytes() == (tmp_path / "whole/predictions.csv").read_bytes()
+
+
+def test_the_evaluation_of_another_version_is_left_alone(robust_pl: CLI, trained: Path) -> None:
+    old = Path("runs/tiny/test/store.json")
+    old.parent.mkdir()
+    old.write_text('{"format": 1}')
+    robust_pl("test", "--ckpt_path", BEST)
+    assert Path("runs/tiny/test-2/predictions.csv").is_file()
+    assert old.read_text() == '{"format": 1}'

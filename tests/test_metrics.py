@@ -227,9 +227,7 @@ def test_the_worst_case_is_taken_per_sample_over_attacks():
         index=torch.arange(4),
         y=torch.tensor([0, 0, 1, 1]),
         logits=torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0], [0.0, 1.0]]),
-        verdicts={
-            name: replace(toy(fgsm=FGSM()).verdicts["fgsm"], prediction=said, seconds=0.5) for name, said in says.items()
-        },
+        verdicts={name: replace(verdict, prediction=said) for name, said in says.items()},
     )
     scoreboard = Scoreboard(["up", "down"], 2)
     score(scoreboard, outcome)

@@ -62,12 +62,12 @@ class CWL2(MinimalNormAttack):
 
     The paper takes 10000 steps for each of 9 values of c, cleverhans 1000 for each of 5, torchattacks 50 for c = 1 alone.
     The objective pulls towards the runner-up, whose boundary need not be the nearest; on a linear network the attack comes
-    within 2 % of it. Adam's steps hide distances below about step_size: take a smaller one for very fragile networks. Unlike the authors' code, which
-    stops a batch where the sum of its losses stalls, each sample stops by itself, and stopped ones are not passed on. None
-    stops before Adam could have brought its mean pixel to grey, mean |w| / ``step_size`` steps: black and white pixels
-    start where tanh is flat, and a loss that does not move yet looks like one that has settled.
+    within 2 % of it. Adam's steps hide distances below about step_size: take a smaller one for very fragile networks. Unlike
+    the authors' code, which stops a batch where the sum of its losses stalls, each sample stops by itself, and stopped ones
+    are not passed on. None stops before Adam could have brought its mean pixel to grey, mean |w| / ``step_size`` steps: black
+    and white pixels start where tanh is flat, and a loss that does not move yet looks like one that has settled.
 
-    Cost at most: 1 + ``binary_search_steps`` * ``steps`` forward and one less backward passes; often a third with
+    Cost at most: 1 + ``binary_search_steps`` * ``steps`` forward and one less backward passes; less with
     ``abort_early``.
 
     Args:

@@ -22,8 +22,13 @@ class Wrapper(Attack):
         name = type(attack).__name__
         if attack.must_fit:
             raise ValueError(f"attack={name} must see training data first and cannot run inside of {type(self).__name__}")
-        if type(attack).run is not Attack.run:
+        if isinstance(attack, Wrapper) and type(attack).run is not Attack.run:
             raise ValueError(f"attack={name} chooses its own network: put {type(self).__name__} inside of {name} instead")
+        if type(attack).run is not Attack.run:
+            raise ValueError(
+                f"attack={name} cannot run inside of {type(self).__name__}: choose one of its parts, such as APGD, or for a "
+                "random network AutoAttack(version='rand') by itself"
+            )
         super().__init__(
             0.0,
             norm=attack.norm,

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ..callbacks.attacks.base import Attack
 from ..callbacks.attacks.prepare import evaluating
+from ..callbacks.attacks.transfer import TransferEvaluation
 from ..callbacks.outcome import check_names
 from ..functional.perturbation import eight_bit, perturbation_sizes, saturated
 from ..functional.transfer import succeeded
@@ -110,7 +111,7 @@ def transfer_table(
     if not attacks or not victims:
         raise ValueError("a transfer table needs at least one attack and one victim")
     for name, attack in attacks.items():
-        if type(attack).run is not Attack.run:
+        if isinstance(attack, TransferEvaluation):
             raise ValueError(
                 f"the attack {name!r} chooses its own network: pass the attack inside of it, {type(attack).__name__}"
             )
