@@ -273,3 +273,15 @@ def test_public_checkpoints_have_their_accuracy_on_the_whole_test_set(name, corr
         right = [(net(a.float() / 255).argmax(1) == b).sum().item() for a, b in zip(x.split(500), y.split(500), strict=True)]
     assert len(y) == 10_000
     assert abs(sum(right) - correct) <= 2  # another machine's arithmetic may tip a tie
+
+
+def test_a_config_names_a_public_network(tmp_path, monkeypatch):
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        net = nets.ResNet2B(num_classes=10, mean=(0.4914, 0.4822, 0.4465), std=(0.2470, 0.2435, 0.2616)).eval()
+    (tmp_path / "checkpoints").mkdir()
+    torch.save(net.state_dict(), tmp_path / "checkpoints" / "abcrown_resnet2b_adv2.pth")
+    monkeypatch.setenv("ROBUST_PL_DATA", str(tmp_path))
+    x = torch.rand(3, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+    named = nets.Pretrained("abcrown_resnet2b_adv2")
+    assert torch.equal(named(x), net(x)) and torch.equal(named.forward_features(x), net.forward_features(x))

@@ -11,6 +11,7 @@ __getattr__, __dir__, __all__ = attach(
         "ImageClassifier": "classifier",
         "Normalize": "normalize",
         "PreActResNet18": "preact_resnet",
+        "Pretrained": "public",
         "ResNet18": "resnet",
         "ResNet20": "resnet_cifar",
         "ResNet2B": "resnet2b",
