@@ -107,8 +107,8 @@ def test_fit_keeps_the_ranks_together_and_resumes(folder: Path) -> None:
         assert torch.equal(whole[name], resumed[name]), name
 
     tables = []
-    for devices in ("1", "2"):
-        run(folder, "test", "--ckpt_path", "runs/part/checkpoints/best.ckpt", "-c", "tiny.yaml", *DDP, devices)
-    for name in ("test", "test-2"):
-        tables.append((folder / "runs" / "part" / name / "predictions.csv").read_bytes())
+    for devices in ("1", "2"):  # into folders of their own: the second would otherwise read what the first has finished
+        where = ("--evaluation.output_dir", f"test-{devices}")
+        run(folder, "test", "--ckpt_path", "runs/part/checkpoints/best.ckpt", "-c", "tiny.yaml", *DDP, devices, *where)
+        tables.append((folder / f"test-{devices}" / "predictions.csv").read_bytes())
     assert tables[0] == tables[1]

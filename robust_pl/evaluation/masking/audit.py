@@ -70,6 +70,24 @@ def masking_flags(
     eps = check_eps(eps, norm)
     if eps <= 0:
         raise ValueError(f"eps={eps} leaves nothing to attack: pass the radius that robustness is claimed for, such as 8/255")
+    checks = _checks(queries, binarization, features)
+    with (
+        evaluating(model),
+        torch.inference_mode(False),
+        torch.random.fork_rng(range(torch.cuda.device_count()) if x.is_cuda else []),
+    ):
+        torch.manual_seed(seed)
+        x, y = x.detach().clone(), y.clone()
+        with torch.no_grad():
+            check_logits(model(x[:batch_size]), y[:batch_size], values=False)
+        evidence = Evidence(model, x, y, eps=eps, norm=norm, seed=seed, batch_size=batch_size, steps=steps)
+        if not len(evidence.right):
+            raise ValueError(f"the network classifies none of {len(x)} samples correctly: check labels and normalisation")
+        return [_checked(check, evidence) for check in checks]
+
+
+def _checks(queries: int, binarization: bool, features: Features | None) -> list[Callable[[Evidence], Flag]]:
+    """All checks, in the order of the report."""
     checks: list[Callable[[Evidence], Flag]] = [
         behaviour.randomized,
         behaviour.softmax_output,
@@ -87,19 +105,7 @@ def masking_flags(
     ]
     if binarization:
         checks.append(partial(binarization_test, features=features))
-    with (
-        evaluating(model),
-        torch.inference_mode(False),
-        torch.random.fork_rng(range(torch.cuda.device_count()) if x.is_cuda else []),
-    ):
-        torch.manual_seed(seed)
-        x, y = x.detach().clone(), y.clone()
-        with torch.no_grad():
-            check_logits(model(x[:batch_size]), y[:batch_size], values=False)
-        evidence = Evidence(model, x, y, eps=eps, norm=norm, seed=seed, batch_size=batch_size, steps=steps)
-        if not len(evidence.right):
-            raise ValueError(f"the network classifies none of {len(x)} samples correctly: check labels and normalisation")
-        return [_checked(check, evidence) for check in checks]
+    return checks
 
 
 def _checked(check: Callable[[Evidence], Flag], evidence: Evidence) -> Flag:
