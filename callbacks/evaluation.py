@@ -148,7 +148,8 @@ class RobustEvaluation(Callback):
         logits = outputs.get("logits") if isinstance(outputs, Mapping) else None
 
         def follow(name: str) -> Keeper:
-            watch = partial(watch_attack, trainer, name)
+            # In validation the bars are those of training.
+            watch = partial(watch_attack, trainer, name) if trainer.testing or trainer.predicting else None
             return Keeper(watch) if store is None else store.follow(first, name, watch)
 
         with trainer.precision_plugin.val_step_context(), torch.no_grad():

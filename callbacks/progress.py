@@ -31,7 +31,7 @@ class AttackBar:
         """Show that ``part`` of the attack ``name`` is through to the share ``done`` in [0, 1]."""
         text = f"{name if part == name else f'{name} {part}'}: {standing} standing"
         if not sys.stdout.isatty():
-            if time.monotonic() - self._last_line > _SECONDS_BETWEEN_LINES:
+            if done > 0 and time.monotonic() - self._last_line > _SECONDS_BETWEEN_LINES:
                 self._last_line = time.monotonic()
                 print(f"{text}, {done:.0%}", flush=True)
             return
