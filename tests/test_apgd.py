@@ -121,7 +121,7 @@ def test_the_walk_is_that_of_the_paper(loss, norm, eps, monkeypatch):
 
 
 def test_checkpoints():
-    """The card's list for 100 steps."""
+    """After which of 100 steps the official code looks back."""
     assert MomentumWalk.windows(100) == {22: 22, 41: 19, 57: 16, 70: 13, 80: 10, 87: 7, 93: 6, 99: 6}
     assert MomentumWalk.windows(1) == {1: 1}
     assert SparseWalk.windows(100) == dict.fromkeys(range(4, 101, 4), 4)

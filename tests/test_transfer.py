@@ -288,7 +288,7 @@ def test_the_extreme_check_adds_rows(pair, batch):
 
 
 def test_momentum_fills_more_of_the_ball(pair, batch):
-    """The order of the card: the single step fills it, plain iterations do not, momentum lies between."""
+    """The single step fills the ball, plain iterations do not, momentum lies between."""
     attacks = {"fgsm": FGSM(0.1), "bim": BIM(0.1, 0.025, steps=10), "mim": MIM(0.1, 0.025, steps=10)}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
