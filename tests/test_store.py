@@ -310,3 +310,11 @@ def test_what_a_universal_attack_learned_is_kept(tmp_path: Path) -> None:
     assert torch.equal(again.delta, attack.delta)
     assert (again.rate, again.fit_forwards) == (attack.rate, attack.fit_forwards)
     assert (tmp_path / "predictions.csv").read_bytes() == before
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="needs /proc")
+def test_what_is_read_does_not_keep_its_file_in_memory(whole: tuple[Path, int]) -> None:
+    shards = sorted((whole[0] / "shards").iterdir())
+    kept = [files.read_tensors(shard)[0]["index"] for shard in shards]
+    assert len(torch.cat(kept)) == SAMPLES
+    assert str(whole[0]) not in Path("/proc/self/maps").read_text()

@@ -87,7 +87,8 @@ def read_tensors(path: Path, leave_out: str | None = None) -> tuple[dict[str, Te
     try:
         with safe_open(path, "pt") as file:
             names = [name for name in file.keys() if leave_out is None or not name.startswith(leave_out)]  # noqa: SIM118
-            tensors = {name: file.get_tensor(name) for name in names}
+            # Copies: a view of one column would keep the whole file mapped, and with it all images of a batch in memory.
+            tensors = {name: file.get_tensor(name).clone() for name in names}
             meta, sums = (json.loads(file.metadata()[key]) for key in (_META, _SUMS))
         for name, tensor in tensors.items():
             if sha256_of_tensors({name: tensor}) != sums[name]:
