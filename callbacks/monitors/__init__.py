@@ -1,0 +1,1 @@
+"""What a run watches: its cost, and the two ways in which robust training overfits."""

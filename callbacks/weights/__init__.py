@@ -1,0 +1,1 @@
+"""What happens to weights beside the optimizer: perturbations, averages, trajectories. Usable with every method."""
