@@ -5,6 +5,12 @@ from .._lazy import attach
 __getattr__, __dir__, __all__ = attach(
     __name__,
     {
+        "AWP": "weights.awp",
+        "FriendlySAM": "weights.friendly_sam",
+        "MARWP": "weights.marwp",
+        "RWP": "weights.rwp",
+        "SAM": "weights.sam",
+        "WeightPerturbation": "weights.perturbation",
         "APGD": "attacks.apgd",
         "Attack": "attacks.base",
         "AutoAttack": "attacks.autoattack",

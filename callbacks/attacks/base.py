@@ -196,7 +196,16 @@ class Attack(EvaluationAttack):
         ledger = problem.ledger
         self.forwards += ledger.forwards.total
         self.backwards += ledger.backwards.total
-        return Attacked(x_adv, ledger.forwards, ledger.backwards, ledger.start, ledger.first_logits, ledger.robust, norms)
+        return Attacked(
+            x_adv,
+            ledger.forwards,
+            ledger.backwards,
+            ledger.start,
+            ledger.first_logits,
+            ledger.robust,
+            norms,
+            ledger.first_gradient,
+        )
 
     def attempt(self, problem: Problem) -> Tensor:
         """All tries: :meth:`perturb`, and again where it failed, as often as ``restarts`` says.

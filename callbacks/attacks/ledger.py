@@ -71,6 +71,7 @@ class Attacked:
         backward_passes: of each sample.
         start: the point of the first gradient, (B, C, H, W); None if no gradient was taken.
         first_logits: logits at ``start``, (B, K), in the attack's ``bn_mode``.
+        first_gradient: gradient of the objective at ``start``, (B, C, H, W).
         robust: for attacks of several parts: name of the part -> whether each sample stands after it, bool (B,).
         norms: size of the perturbation in the attack's norm (B,).
     """
@@ -82,6 +83,7 @@ class Attacked:
     first_logits: Tensor | None = None
     robust: dict[str, Tensor] = field(default_factory=dict)
     norms: Tensor | None = None
+    first_gradient: Tensor | None = None
 
     @property
     def forwards(self) -> int:
@@ -104,5 +106,6 @@ class Ledger:
         self.checked = False
         self.start: Tensor | None = None
         self.first_logits: Tensor | None = None
+        self.first_gradient: Tensor | None = None
         self.robust: dict[str, Tensor] = {}
         self.progress = progress

@@ -8,9 +8,9 @@ from typing import Literal
 
 import torch
 from torch import nn
-from torch.nn.modules.batchnorm import _NormBase
 
 from ...nets.frozen import Frozen
+from ...nets.statistics import untracked
 
 BNMode = Literal["eval", "train", "train_no_track"]
 BN_MODES: tuple[str, ...] = ("eval", "train", "train_no_track")
@@ -54,7 +54,7 @@ def prepared(model: nn.Module, bn_mode: BNMode) -> Iterator[None]:
             for module in unfrozen:
                 module.training = True
             if bn_mode == "train_no_track":
-                undo.enter_context(_statistics_restored(unfrozen))
+                undo.enter_context(untracked(unfrozen))
         undo.enter_context(_parameters_frozen(model))
         yield
 
@@ -87,17 +87,3 @@ def _parameters_frozen(model: nn.Module) -> Iterator[None]:
     finally:
         for parameter in trained:
             parameter.requires_grad_(True)
-
-
-@contextmanager
-def _statistics_restored(modules: list[nn.Module]) -> Iterator[None]:
-    """Let normalisation layers write into copies of their running statistics."""
-    layers = [m for m in modules if isinstance(m, _NormBase) and m.track_running_stats]
-    kept = [dict(layer._buffers) for layer in layers]
-    try:
-        for layer, buffers in zip(layers, kept, strict=True):
-            layer._buffers.update({name: b if b is None else b.clone() for name, b in buffers.items()})
-        yield
-    finally:
-        for layer, buffers in zip(layers, kept, strict=True):
-            layer._buffers.update(buffers)

@@ -116,7 +116,7 @@ class Problem:
         # The sign of NaN is 0, so a broken network would look robust.
         self.ledger.bad_gradient |= ~gradient.isfinite().all()
         if self.ledger.start is None and self.ids is None and times == 1:
-            self.ledger.start, self.ledger.first_logits = x_adv.detach(), logits
+            self.ledger.start, self.ledger.first_logits, self.ledger.first_gradient = x_adv.detach(), logits, gradient
         return gradient, logits
 
     def jacobian(self, x_adv: Tensor, classes: Tensor) -> tuple[Tensor, Tensor]:

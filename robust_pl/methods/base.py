@@ -5,7 +5,9 @@ from __future__ import annotations
 import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterable
+from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +21,15 @@ from torch.optim import SGD, Optimizer
 from typing_extensions import Self
 
 from ..callbacks.attacks.base import Attack, ObjectiveName
-from ..callbacks.attacks.checks import check_logits
-from ..callbacks.attacks.prepare import prepared
 from ..callbacks.attacks.problem import Objective
 from ..callbacks.evaluation import RobustEvaluation
+from ..callbacks.weights.perturbation import WeightPerturbation
+from ..nets.statistics import untracked
 from ..nets.weights import load_weights
 from ..trust import check_classes, guarded, read_checkpoint
 from .example import Example
+from .first_batch import check_batch
+from .random_state import random_state, set_random_state
 from .schedules import Schedule
 
 _PLAIN = (bool, int, float, str, type(None))
@@ -49,6 +53,8 @@ class Method(LightningModule, ABC):
 
     inner_objective: ObjectiveName = "ce"
     """What the training attack maximises unless it names an objective itself."""
+    refuses_perturbation: str | None = None
+    """Why AWP, SAM and the like cannot be combined with the method; None if they can."""
 
     def __init__(
         self,
@@ -153,9 +159,11 @@ class Method(LightningModule, ABC):
     def training_step(self, batch: tuple[Tensor, ...], batch_idx: int) -> Tensor:
         self._check_first(batch)
         example = self.craft(batch)
-        if type(self).after_step is not Method.after_step:
+        perturbation = self._perturbation()
+        if perturbation is not None or type(self).after_step is not Method.after_step:
             self._window.append(example)
-        loss = self.loss(example)
+        with nullcontext() if perturbation is None else perturbation.around_loss(self):
+            loss = self.loss(example)
         self.log("train/loss", loss, prog_bar=True, on_step=True, batch_size=len(example.x))
         return loss
 
@@ -166,10 +174,35 @@ class Method(LightningModule, ABC):
         optimizer: Any,
         optimizer_closure: Callable[[], Any] | None = None,
     ) -> None:
-        super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
-        if self._window:
+        update = partial(super().optimizer_step, epoch, batch_idx, optimizer)
+        perturbation = self._perturbation()
+        if perturbation is None or optimizer_closure is None:
+            update(optimizer_closure)
+        else:
+            again = partial(self._gradients_again, optimizer)
+            perturbation.step(self, optimizer_closure, again, lambda loss: update(lambda: loss))
+        if self._window and type(self).after_step is not Method.after_step:
             self.after_step(Example.join(self._window))
-            self._window.clear()
+        self._window.clear()
+
+    def _perturbation(self) -> WeightPerturbation | None:
+        found = WeightPerturbation.among(self.trainer.callbacks)
+        return found if found is not None and self.current_epoch >= found.start_epoch else None
+
+    def _gradients_again(self, optimizer: Any, tracked: bool) -> None:
+        """Gradients of the step's examples at the present weights: what its micro-batches did, without their attacks."""
+        optimizer.zero_grad()
+        for example in self._window:
+            with self.trainer.precision_plugin.train_step_context(), nullcontext() if tracked else untracked(self):
+                loss = self.loss(example) / self.trainer.accumulate_grad_batches
+            loss.backward()
+        if self.trainer.world_size > 1:
+            # DDP reduces what went through its own forward pass; this went through the bare module.
+            gradients = [p.grad for p in self.parameters() if p.grad is not None]
+            flat = torch._utils._flatten_dense_tensors(gradients)
+            torch.distributed.all_reduce(flat)
+            flat /= self.trainer.world_size
+            torch._foreach_copy_(gradients, torch._utils._unflatten_dense_tensors(flat, gradients))
 
     def validation_step(self, batch: tuple[Tensor, ...], batch_idx: int) -> dict[str, Tensor]:
         self._check_first(batch)
@@ -212,7 +245,7 @@ class Method(LightningModule, ABC):
 
     def on_train_start(self) -> None:
         if self._rng is not None and len(self._rng) == self.trainer.world_size:
-            _set_rng(self._rng[self.global_rank])
+            set_random_state(self._rng[self.global_rank])
         self._rng = None
 
     def on_train_epoch_end(self) -> None:
@@ -220,10 +253,10 @@ class Method(LightningModule, ABC):
             self.attack.raise_if_violated()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        states: list[Any] = [_get_rng()]
+        states: list[Any] = [random_state()]
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             states = [None] * self.trainer.world_size
-            torch.distributed.all_gather_object(states, _get_rng())
+            torch.distributed.all_gather_object(states, random_state())
         checkpoint["robust_pl_training"] = {
             "attack": self.attack.training_state() if self.attack is not None else {},
             "rng": states,
@@ -243,40 +276,6 @@ class Method(LightningModule, ABC):
 
     def _check_first(self, batch: tuple[Tensor, ...]) -> None:
         """Look at the first batch of training, and at that of evaluation: one small forward pass each."""
-        if self.training in self._checked:
-            return
-        x, y = batch[0], batch[1]
-        if not x.is_floating_point():
-            raise TypeError(f"the data gives images of dtype {x.dtype}: this library needs float pixels in [0, 1]")
-        if not (x.isfinite().all() and x.min() >= 0 and x.max() <= 1):
-            raise ValueError(
-                f"the data gives pixels from {x.min():.4g} to {x.max():.4g}: scale them to [0, 1], and put the "
-                "normalisation into the network (robust_pl.nets.Normalize)"
-            )
-        if not y.is_floating_point() and not (y.min() >= 0 and y.max() < self.num_classes):
-            raise ValueError(
-                f"labels run from {y.min()} to {y.max()} and there are {self.num_classes} classes: labels must lie in "
-                "[0, num_classes)"
-            )
-        with torch.no_grad(), prepared(self, "eval"):
-            logits = self(x[:2])
-        if logits.dim() == 2 and logits.shape[1] != self.num_classes:
-            raise ValueError(
-                f"the network returns {logits.shape[1]} logits and num_classes is {self.num_classes}: set the network's "
-                "num_classes to that of the data, and the method's alike"
-            )
-        check_logits(logits, y[:2])
-        self._checked.add(self.training)
-
-
-def _get_rng() -> dict[str, Tensor]:
-    state = {"cpu": torch.get_rng_state()}
-    if torch.cuda.is_available():
-        state["cuda"] = torch.cuda.get_rng_state()
-    return state
-
-
-def _set_rng(state: dict[str, Tensor]) -> None:
-    torch.set_rng_state(state["cpu"].cpu())
-    if "cuda" in state and torch.cuda.is_available():
-        torch.cuda.set_rng_state(state["cuda"].cpu())
+        if self.training not in self._checked:
+            check_batch(self, batch[0], batch[1], self.num_classes)
+            self._checked.add(self.training)

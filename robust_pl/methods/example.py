@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor
+from typing_extensions import Self
 
 
 @dataclass
 class Example:
-    """A batch after the training attack.
+    """A batch after the training attack. A method that needs more of each sample adds fields in a subclass.
 
     Args:
         x: clean pixels (B, C, H, W) in [0, 1].
@@ -25,10 +26,12 @@ class Example:
     index: Tensor
     x_adv: Tensor | None = None
 
-    @staticmethod
-    def join(parts: Sequence[Example]) -> Example:
-        """The micro-batches of one optimizer step as one example."""
+    @classmethod
+    def join(cls, parts: Sequence[Self]) -> Self:
+        """The micro-batches of one optimizer step as one example: every tensor is concatenated, whatever a subclass adds."""
+        first = parts[0]
         if len(parts) == 1:
-            return parts[0]
-        x_adv = None if parts[0].x_adv is None else torch.cat([p.x_adv for p in parts if p.x_adv is not None])
-        return Example(*(torch.cat([getattr(p, name) for p in parts]) for name in ("x", "y", "index")), x_adv)
+            return first
+        columns = {field.name: [getattr(part, field.name) for part in parts] for field in fields(first)}
+        joined = {name: torch.cat(c) if isinstance(c[0], Tensor) else c[0] for name, c in columns.items()}
+        return type(first)(**joined)
