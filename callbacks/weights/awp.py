@@ -60,9 +60,7 @@ class AWP(WeightPerturbation):
         loss = gradients()
         perturbed = [p for name, p in differentiated(module).items() if "weight" in name and p.dim() > 1]
         if not perturbed:
-            raise ValueError(
-                "AWP found nothing to perturb: no tensor of two or more dimensions has weight in its name; use SAM"
-            )
+            raise ValueError("AWP finds no weights: no tensor of two or more dimensions is named weight; use SAM")
         displaced = Displaced(perturbed, self.offsets(perturbed))
         try:
             gradients_again(True)
