@@ -26,5 +26,6 @@ __getattr__, __dir__, __all__ = attach(
         "WideResNet": "wide_resnet",
         "load_weights": "weights",
         "pretrained": "zoo",
+        "read_trajectory": "trajectory",
     },
 )
