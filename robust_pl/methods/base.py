@@ -121,8 +121,8 @@ class Method(LightningModule, ABC):
         """The training attack where none is given; None trains without one."""
         return None
 
-    def craft(self, batch: tuple[Tensor, ...]) -> Example:
-        """Run the training attack once, on (x, y, index) or (x, y)."""
+    def craft(self, batch: tuple[Tensor, ...], eps: Tensor | None = None) -> Example:
+        """Run the training attack once, on (x, y, index) or (x, y); ``eps`` (B, 1, 1, 1) is a radius for each sample."""
         example = self.clean(batch)
         if self.attack is None:
             return example
@@ -131,6 +131,7 @@ class Method(LightningModule, ABC):
             self,
             x,
             example.y,
+            eps=eps,
             objective=self.attack_objective(batch) if self.attack.objective is None else None,
             rank=self.global_rank,
             careful=x.device.type == "cpu",
@@ -153,6 +154,14 @@ class Method(LightningModule, ABC):
 
     def after_step(self, example: Example) -> None:
         """Called once after each real optimizer step, with all its micro-batches: teacher temperatures, class statistics."""
+
+    def trained_parameters(self) -> list[Any]:
+        """What the optimizer is made from: parameters, or groups of them where their learning rates differ."""
+        return [p for p in self.parameters() if p.requires_grad]
+
+    def optimizer_steps(self) -> float:
+        """Optimizer steps of the whole run, over which a schedule by step is laid."""
+        return self.trainer.estimated_stepping_batches
 
     # What the base owns ----------------------------------------------------------------------------------------------
 
@@ -215,11 +224,11 @@ class Method(LightningModule, ABC):
         return self.validation_step(batch, batch_idx)
 
     def configure_optimizers(self) -> Any:
-        optimizer = self._optimizer([p for p in self.parameters() if p.requires_grad])
+        optimizer = self._optimizer(self.trained_parameters())
         if self._schedule is None:
             return optimizer
         by_step = self._schedule.interval == "step"
-        length = self.trainer.estimated_stepping_batches if by_step else self.trainer.max_epochs
+        length = self.optimizer_steps() if by_step else self.trainer.max_epochs
         if length in (None, -1, float("inf")):
             raise ValueError("a schedule needs to know how long the run is: set trainer.max_epochs")
         if self._schedule.uses_length and self._resumed_length not in (None, int(length)):
