@@ -18,6 +18,7 @@ __getattr__, __dir__, __all__ = attach(
         "Bandits": "attacks.bandits",
         "CWL2": "attacks.cw_l2",
         "CWLinf": "attacks.cw_linf",
+        "ComputeMonitor": "monitors.compute",
         "DIM": "attacks.dim",
         "DeepFool": "attacks.deepfool",
         "DiverseInputs": "attacks.transforms",

@@ -20,8 +20,9 @@ from lightning.pytorch.loggers import CSVLogger, Logger, WandbLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from . import callbacks, data, methods, nets
-from .callbacks import Attack, ImageGrid, ProgressBar, RobustEvaluation
+from .callbacks import Attack, ComputeMonitor, ImageGrid, ProgressBar, RobustEvaluation
 from .callbacks.checkpoints import BestCheckpoint, LastCheckpoint
+from .callbacks.monitors.compute import cost_in
 from .callbacks.outcome import check_names
 from .cli_parser import Instantiator, Parser, link_data_to_net
 from .cli_settings import ReportOptions, Run, StoreConfig, request_of
@@ -117,6 +118,8 @@ class RobustCLI(LightningCLI):
         if self.subcommand in ("fit", "test") and not any(isinstance(callback, ImageGrid) for callback in own):
             extra.append(ImageGrid())
         if self.subcommand == "fit":
+            if not any(isinstance(callback, ComputeMonitor) for callback in own):
+                extra.append(ComputeMonitor())
             extra += self._checkpoints(run, config, settings, attacks)
         else:
             kwargs["enable_checkpointing"] = False
@@ -147,6 +150,8 @@ class RobustCLI(LightningCLI):
             # As seen from the folder that holds the evaluation's, so that both can move together.
             beside = Path(evaluation.output_dir).parent if evaluation.output_dir else run.path
             evaluation.notes["checkpoint"] = os.path.relpath(os.path.realpath(checkpoint), os.path.realpath(beside))
+            if cost := cost_in(checkpoint):
+                evaluation.notes["cost"] = cost
         return evaluation
 
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:

@@ -112,6 +112,7 @@ def _meta(folder: Path, hardware: str) -> dict[str, Any]:
         "dataset": str(request.get("data", {}).get("class_path", "")).rpartition(".")[2].removesuffix("DataModule"),
         "attacks": attacks,
         "flags": _known_flags(folder).get("flags"),
+        "cost": about.get("notes", {}).get("cost"),
         "versions": about.get("notes", {}).get("versions", {}),
         "hardware": hardware,
         "config": yaml.safe_dump(request, sort_keys=False),

@@ -6,6 +6,8 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from .cost import HEADINGS as COST_HEADINGS
+from .cost import cost_note, cost_rows
 from .summary import HEADINGS, WORST, cells, summarise
 from .table import Table
 from .units import SYMBOLS, radius
@@ -23,6 +25,7 @@ def as_markdown(table: Table, pictures: Mapping[str, str] | None = None) -> str:
     meta = table.meta
     title = " on ".join(str(meta[key]) for key in ("model", "dataset") if meta.get(key)) or "the network"
     parts = [f"# Robustness of {title}", _figures(table), _threats(table), _flags(meta.get("flags"))]
+    parts.append(_cost(meta.get("cost")))
     parts += [f"## {name}\n\n![{name}]({path})" for name, path in (pictures or {}).items()]
     parts.append(_setting(meta))
     return "\n\n".join(part for part in parts if part) + "\n"
@@ -81,6 +84,12 @@ def _flags(flags: Sequence[Mapping[str, Any]] | None) -> str:
     ]
     table = f"\n\n{rows(('check', 'raised', 'value', 'meaning'), lines)}" if lines else ""
     return f"## Checks for gradient masking\n\n{verdict}{table}"
+
+
+def _cost(cost: Mapping[str, Any] | None) -> str:
+    if not cost:
+        return ""
+    return f"## Cost of the training\n\n{rows(COST_HEADINGS, cost_rows(cost), 1)}\n\n{cost_note(cost)}"
 
 
 def _number(value: Any) -> str:
