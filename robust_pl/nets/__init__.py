@@ -22,6 +22,7 @@ __getattr__, __dir__, __all__ = attach(
         "SmallCNN": "small_cnn",
         "Standardize": "normalize",
         "TimmModel": "timm_model",
+        "TrainedNet": "trained",
         "WeightsReport": "weights",
         "WideResNet": "wide_resnet",
         "load_weights": "weights",

@@ -14,10 +14,12 @@ import torch
 from torch import Tensor, nn
 
 from .frozen import Frozen
+from .reference import find_file, pick_average, resolve
 
 _WRAPPER_KEYS = ("state_dict", "model_state_dict", "model", "net")
 _PREFIXES = ("module.", "net.", "model.", "_orig_mod.")
 _SHOWN = 3
+__all__ = ["Mismatch", "WeightsReport", "fill", "find_file", "load_weights", "read_tensors", "rename"]
 
 
 class Mismatch(NamedTuple):
@@ -77,19 +79,24 @@ def load_weights(net: nn.Module, source: str | os.PathLike[str] | Mapping[str, A
 
     Args:
         net: the network to fill.
-        source: a mapping of names to tensors, or a file; a relative path is tried as it is, then under the folder in
-            the environment variable ``ROBUST_PL_DATA``.
+        source: a mapping of names to tensors, a file, or the folder of a run; ``PATH#ema`` is the average of that name in a
+            checkpoint. A relative path is tried as it is, then under the folder in the environment variable
+            ``ROBUST_PL_DATA``.
         strict: refuse, leaving ``net`` untouched, unless everything fits. Otherwise load what does.
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: if the file is no checkpoint, holds objects other than tensors, or does not fit and ``strict`` is
-            set.
+        ValueError: if the file is no checkpoint, holds objects other than tensors, lacks the average, or does not fit and
+            ``strict`` is set.
     """
     if isinstance(source, Mapping):
         return fill(net, _unwrap(source, "a mapping"), "a mapping", strict=strict)
-    path = find_file(source)
-    return fill(net, read_tensors(path), str(path), strict=strict)
+    reference = resolve(source)
+    if reference.average is None:
+        tensors = read_tensors(reference.path)
+    else:
+        tensors = _unwrap(pick_average(_read(reference.path), reference), str(reference))
+    return fill(net, tensors, str(reference), strict=strict)
 
 
 def fill(net: nn.Module, tensors: Mapping[str, Tensor], label: str, *, strict: bool = True) -> WeightsReport:
@@ -138,21 +145,6 @@ def rename(tensors: Mapping[str, Tensor], rules: Mapping[str, str | None]) -> di
         elif (new := rules[rule]) is not None:
             renamed[name[:start] + new + rest[len(rule) :]] = tensor
     return renamed
-
-
-def find_file(path: str | os.PathLike[str]) -> Path:
-    """Return an existing file: ``path`` as given, else under ``ROBUST_PL_DATA``; or raise FileNotFoundError."""
-    candidates = [Path(path).expanduser()]
-    data = os.environ.get("ROBUST_PL_DATA")
-    if data and not candidates[0].is_absolute():
-        candidates.append(Path(data).expanduser() / path)
-    for candidate in candidates:
-        if candidate.is_file():
-            return candidate
-    looked = " or ".join(str(candidate) for candidate in candidates)
-    remedy = "" if candidates[0].is_absolute() else "; relative paths are also tried under ROBUST_PL_DATA"
-    remedy += ", which is not set" if remedy and not data else ""
-    raise FileNotFoundError(f"no file of weights at {looked}: check the path{remedy}")
 
 
 def _read(path: Path) -> Any:
