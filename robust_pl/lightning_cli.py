@@ -157,6 +157,9 @@ class RobustCLI(LightningCLI):
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
         kwargs = super()._prepare_subcommand_kwargs(subcommand)
         kwargs["weights_only"] = True
+        if kwargs.get("ckpt_path"):
+            # As an argument it would be unknown in `setup`, where methods load the weights that they start from.
+            self.trainer.ckpt_path = kwargs.pop("ckpt_path")
         if subcommand in ("validate", "test"):
             kwargs["verbose"] = False  # the evaluation prints its own table
         return kwargs

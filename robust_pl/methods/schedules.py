@@ -7,7 +7,15 @@ from collections.abc import Callable, Sequence
 from typing import Literal
 
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import CosineAnnealingLR, LinearLR, LRScheduler, MultiStepLR, OneCycleLR, SequentialLR
+from torch.optim.lr_scheduler import (
+    CosineAnnealingLR,
+    LambdaLR,
+    LinearLR,
+    LRScheduler,
+    MultiStepLR,
+    OneCycleLR,
+    SequentialLR,
+)
 
 Interval = Literal["step", "epoch"]
 
@@ -109,6 +117,44 @@ class OneCycle(Schedule):
             anneal_strategy=self.anneal_strategy,
             cycle_momentum=False,
         )
+
+
+class SlowStartFastDecay(Schedule):
+    """Slow start, fast decay: for adversarial fine-tuning (Jeddi et al. 2020, arXiv 2012.13628), step by step.
+
+    The learning rate rises linearly from ``start`` times the optimizer's to the optimizer's own over the share ``warmup`` of the
+    run, then decays exponentially to ``end`` times it: a high rate at once would destroy what the network has learned, a low one
+    throughout would not make it robust. The exact curve is a reconstruction: we know the paper's description of its shape and
+    not its numbers, so this form and its defaults are ours.
+
+    Args:
+        warmup: share of the run in [0, 1) that the rise takes.
+        start: first learning rate, as a fraction of the optimizer's.
+        end: learning rate that the decay would reach at the end of the run, as a fraction of the optimizer's.
+
+    Raises:
+        ValueError: if warmup is not in [0, 1), or start or end not in (0, 1].
+    """
+
+    interval: Interval = "step"
+
+    def __init__(self, warmup: float = 0.25, start: float = 0.1, end: float = 1e-4) -> None:
+        if not 0 <= warmup < 1:
+            raise ValueError(f"warmup={warmup} is a share of the run: choose from [0, 1)")
+        for name, value in (("start", start), ("end", end)):
+            if not 0 < value <= 1:
+                raise ValueError(f"{name}={value} is a fraction of the optimizer's learning rate: choose from (0, 1]")
+        self.warmup, self.start, self.end = warmup, start, end
+
+    def build(self, optimizer: Optimizer, length: int) -> LRScheduler:
+        rise = self.warmup * length
+
+        def factor(step: int) -> float:
+            if step < rise:
+                return self.start + (1 - self.start) * step / rise
+            return self.end ** ((step - rise) / (length - rise))
+
+        return LambdaLR(optimizer, factor)
 
 
 class TorchSchedule(Schedule):
