@@ -51,6 +51,21 @@ def one_thread() -> None:
     torch.set_num_threads(1)
 
 
+@pytest.fixture(scope="session")
+def ingredients(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that holds the run ``base``: two short epochs, for methods that start from another run."""
+    from robust_pl.cli import main
+
+    folder = tmp_path_factory.mktemp("ingredients")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setattr(sys, "argv", ["robust-pl"])
+        patch.setattr(sys, "path", list(sys.path))
+        Path("base.yaml").write_text(TINY)
+        main(["fit", "-c", "base.yaml", "--trainer.limit_train_batches", "4", "--trainer.limit_val_batches", "1"])
+    return folder / "runs"
+
+
 @pytest.fixture
 def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A config of an experiment of seconds, in an empty working directory."""

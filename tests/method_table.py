@@ -1,0 +1,53 @@
+"""Every method, small enough for a test: what the composition tests run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from robust_pl.callbacks import PGD
+from robust_pl.methods import PGDAT, TRADES, Method, StandardTraining
+from robust_pl.nets import SmallCNN
+
+EPS = 0.1
+
+
+def sgd(params: Any) -> torch.optim.Optimizer:
+    return torch.optim.SGD(params, lr=0.05, momentum=0.9)
+
+
+def still(params: Any) -> torch.optim.Optimizer:
+    """An optimizer that moves nothing."""
+    return torch.optim.SGD(params, lr=0.0)
+
+
+def net() -> SmallCNN:
+    return SmallCNN(width=4)
+
+
+@dataclass(frozen=True)
+class Case:
+    """One method.
+
+    Args:
+        build: makes it from an optimizer's factory and a folder that holds the run ``base``, see ``ingredients``.
+        refuses: callbacks, by class name, that it cannot be combined with; part of the reason that it gives.
+        moves: whether it changes weights beside the optimizer's step, such as a start from somewhere else.
+        accumulates: whether ``accumulate_grad_batches`` is possible; else part of the reason that it gives.
+    """
+
+    build: Callable[[Any, Path], Method]
+    refuses: dict[str, str] | None = None
+    moves: bool = False
+    accumulates: str | None = None
+
+
+METHODS: dict[str, Case] = {
+    "StandardTraining": Case(lambda optimizer, _: StandardTraining(net(), optimizer=optimizer)),
+    "PGDAT": Case(lambda optimizer, _: PGDAT(net(), PGD(EPS, steps=2), optimizer)),
+    "TRADES": Case(lambda optimizer, _: TRADES(net(), PGD(EPS, steps=2, random_start="normal"), optimizer=optimizer)),
+}
