@@ -14,24 +14,25 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from .reference import pick_average, places, resolve, split
 from .weights import _best_prefixes, _unwrap
 
 FOLDER = "trajectory"
 """Where :class:`robust_pl.callbacks.WeightTrajectory` writes, inside of a run's folder."""
-AVERAGES = "robust_pl_averages"
 _SUFFIXES = (".safetensors", ".ckpt", ".pt", ".pth")
-Reference = str | os.PathLike[str] | Mapping[str, Tensor]
-"""``PATH`` or ``PATH#ema``, or the named tensors themselves."""
 
 
-def read_trajectory(source: str | os.PathLike[str] | Sequence[Reference]) -> Trajectory:
+def read_trajectory(
+    source: str | os.PathLike[str] | Sequence[str | os.PathLike[str] | Mapping[str, Tensor]],
+) -> Trajectory:
     """The weights at ``source``, in order, read only when they are asked for.
 
     Args:
         source: the folder of a run that was fitted with ``WeightTrajectory``; a folder of ``*.safetensors``, ``*.ckpt``,
             ``*.pt`` or ``*.pth``, taken in natural order (9 before 10); or a list of references, each ``PATH``,
             ``PATH#ema`` (that average in the checkpoint) or a mapping of names to tensors. A reference to a run's folder
-            means its ``checkpoints/best.ckpt``, else ``last.ckpt``. ``FOLDER#ema`` takes that average of every file.
+            means its ``checkpoints/best.ckpt``, else ``last.ckpt``. ``FOLDER#ema`` takes that average of every file. Relative
+            paths are also tried under ``ROBUST_PL_DATA``.
 
     Raises:
         FileNotFoundError: if there is nothing.
@@ -41,12 +42,12 @@ def read_trajectory(source: str | os.PathLike[str] | Sequence[Reference]) -> Tra
         if not source:
             raise ValueError("the list of weights is empty: name at least one file of weights, PATH or PATH#ema")
         return Trajectory([_open(reference) for reference in source])
-    text, average = _split(source)
-    folder = Path(text).expanduser()
+    path, average = (os.fspath(source), None) if Path(source).exists() else split(source)
+    folder = next((place for place in places(path) if place.exists()), None)
+    if folder is None:
+        raise FileNotFoundError(f"no weights at {path}: name the folder of a run with a trajectory, or of checkpoints")
     if folder.is_file():
         return Trajectory([_open(source)])
-    if not folder.is_dir():
-        raise FileNotFoundError(f"no weights at {folder}: name the folder of a run with a trajectory, or of checkpoints")
     if average is None and (folder / FOLDER).is_dir():
         folder = folder / FOLDER
     elif not _files(folder) and (folder / "checkpoints").is_dir():
@@ -145,14 +146,32 @@ class Trajectory(Sequence[Sample]):
             matched.append(sample.renamed(names))
         return Trajectory(matched)
 
-    def layer(self, name: str) -> Tensor:
-        """One tensor of all samples, flat, (t, n) float32, or float64 if it was saved so."""
-        return torch.stack([_wide(sample[name]).flatten() for sample in self._samples])
+    def layers(self, names: Sequence[str]) -> Layers:
+        """The named tensors of all samples as matrices (t, n), each read when it is asked for."""
+        return Layers(self._samples, names)
 
     def mean(self, name: str) -> Tensor:
         """Mean of one tensor over all samples, in float64 on the way."""
         total = sum(sample[name].to(torch.float64) for sample in self._samples)
         return (total / len(self)).to(_wide(self._samples[0][name]).dtype)
+
+
+class Layers(Sequence[Tensor]):
+    """Tensors of all samples, flat, (t, n) float32 each, or float64 if they were saved so.
+
+    Args:
+        samples: in order.
+        names: of the tensors.
+    """
+
+    def __init__(self, samples: Sequence[Sample], names: Sequence[str]) -> None:
+        self._samples, self._names = samples, list(names)
+
+    def __getitem__(self, position: int) -> Tensor:  # type: ignore[override]
+        return torch.stack([_wide(sample[self._names[position]]).flatten() for sample in self._samples])
+
+    def __len__(self) -> int:
+        return len(self._names)
 
 
 def _wide(tensor: Tensor) -> Tensor:
@@ -164,36 +183,21 @@ def _files(folder: Path) -> list[Path]:
     return sorted(files, key=lambda path: [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", path.name)])
 
 
-def _split(source: str | os.PathLike[str]) -> tuple[str, str | None]:
-    text = os.fspath(source)
-    path, mark, average = text.rpartition("#")
-    return (path, average) if mark and not Path(text).exists() else (text, None)
-
-
-def _open(reference: Reference) -> Sample:
+def _open(reference: str | os.PathLike[str] | Mapping[str, Tensor]) -> Sample:
     if isinstance(reference, Mapping):
         return Sample("a mapping", _unwrap(reference, "a mapping"))
-    text, average = _split(reference)
-    path = Path(text).expanduser()
-    if path.is_dir():
-        found = [path / "checkpoints" / name for name in ("best.ckpt", "last.ckpt")]
-        path = next((file for file in found if file.is_file()), found[0])
-    if not path.is_file():
-        raise FileNotFoundError(f"no file of weights at {path}: check the path")
-    if path.suffix == ".safetensors":
-        if average is not None:
-            raise ValueError(f"{path} holds raw weights and no average: leave out #{average}, or name a checkpoint")
+    found = resolve(reference)
+    if found.path.suffix == ".safetensors":
+        if found.average is not None:
+            raise ValueError(f"{found.path} holds raw weights alone: leave out #{found.average}, or name a checkpoint")
         try:
-            return Sample(str(path), safe_open(path, "pt"))
+            return Sample(str(found), safe_open(found.path, "pt"))
         except SafetensorError as error:
-            raise ValueError(f"{path} cannot be read: it is damaged or another format") from error
-    checkpoint = _load(path)
-    if average is not None:
-        averages = checkpoint.get(AVERAGES, {}) if isinstance(checkpoint, Mapping) else {}
-        if average not in averages:
-            raise ValueError(f"{path} holds no average {average!r}: it has {', '.join(averages) or 'none'}")
-        checkpoint = averages[average]["weights"]
-    return Sample(str(reference), _unwrap(checkpoint, str(path)))
+            raise ValueError(f"{found.path} cannot be read: it is damaged or another format") from error
+    checkpoint = _load(found.path)
+    if found.average is not None:
+        checkpoint = pick_average(checkpoint, found)
+    return Sample(str(found), _unwrap(checkpoint, str(found.path)))
 
 
 def _load(path: Path) -> Any:
