@@ -1,7 +1,10 @@
-"""Every method with each weight perturbation and average: one attack a step, weights restored, resumed equal to uninterrupted."""
+"""Every method with each perturbation and average: one attack a step, weights restored, resumed equal to uninterrupted."""
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -41,14 +44,16 @@ class Losses(Callback):
 def trainer_for(callbacks: list[Callback], **more: Any) -> Trainer:
     settings = {"max_epochs": 2, "limit_train_batches": STEPS, "limit_val_batches": 1, "num_sanity_val_steps": 0}
     quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False}
-    return Trainer(accelerator="cpu", devices=1, callbacks=callbacks, **{**settings, **quiet, **more})
+    return Trainer(accelerator="cpu", callbacks=callbacks, **{"devices": 1, **settings, **quiet, **more})
 
 
-def fit(case: Case, folder: Path, callbacks: list[Callback], optimizer: Any = sgd, seed: int = 0, **more: Any) -> Any:
+def fit(
+    case: Case, folder: Path, callbacks: list[Callback], optimizer: Any = sgd, seed: int = 0, **more: Any
+) -> tuple[Method, Trainer, Counter[str]]:
     """A fitted method, its trainer, and how often it attacked and ended a step."""
     seed_everything(seed, verbose=False)
     method = case.build(optimizer, folder)
-    counts = Counter()
+    counts: Counter[str] = Counter()
     for name in ("craft", "after_step"):
         original = getattr(method, name)
 
@@ -69,9 +74,9 @@ def refused(case: Case, callbacks: list[Callback]) -> str | None:
     return next((reasons[type(c).__name__] for c in callbacks if type(c).__name__ in reasons), None)
 
 
-def check_steps(case: Case, folder: Path, callbacks: list[Callback], **more: Any) -> None:
+def check_steps(case: Case, folder: Path, callbacks: list[Callback], **more: Any) -> Method:
     losses = Losses()
-    method, trainer, counts = fit(case, folder, [*callbacks, losses], **more)
+    method, _, counts = fit(case, folder, [*callbacks, losses], **more)
     accumulate = more.get("accumulate_grad_batches", 1)
     batches = 2 * STEPS
     assert counts["craft"] in (0, batches), "one attack a batch"
@@ -79,6 +84,7 @@ def check_steps(case: Case, folder: Path, callbacks: list[Callback], **more: Any
         assert counts["after_step"] == batches // accumulate, "the state moves once a step"
     assert len(losses.seen) == batches and all(loss.isfinite() for loss in losses.seen)
     assert all(p.isfinite().all() for p in method.parameters())
+    return method
 
 
 @pytest.mark.parametrize("combination", COMBINATIONS)
@@ -106,8 +112,8 @@ def check_weights_come_back(case: Case, folder: Path, callbacks: Callable[[], li
 
 
 def check_resumed(case: Case, folder: Path, callbacks: Callable[[], list[Callback]], root: Path) -> None:
-    whole, trainer, _ = fit(case, folder, callbacks(), default_root_dir=root)
-    trainer.save_checkpoint(root / "whole.ckpt")
+    _, whole, _ = fit(case, folder, callbacks(), default_root_dir=root)
+    whole.save_checkpoint(root / "whole.ckpt")
     _, stopped, _ = fit(case, folder, [*callbacks(), StopAfterEpoch()], default_root_dir=root)
     assert stopped.current_epoch == 1
     stopped.save_checkpoint(root / "stopped.ckpt")
@@ -151,3 +157,17 @@ def test_the_same_accumulated_and_in_bf16(
             fit(case, ingredients, callbacks, default_root_dir=tmp_path, **more)
         return
     check_steps(case, ingredients, callbacks, default_root_dir=tmp_path, **more)
+
+
+@pytest.mark.slow
+def test_the_same_on_two_processes(ingredients: Path) -> None:
+    """One launch for the whole table: equal weights on both, and as many attacks as batches."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "-m", "tests.two_processes"]
+    done = subprocess.run(
+        [*command, str(ingredients)], cwd=Path(__file__).parents[1], capture_output=True, text=True, timeout=900
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    results = [json.loads(line.removeprefix("RESULT ")) for line in done.stdout.splitlines() if line.startswith("RESULT ")]
+    assert len(results) == len(METHODS) * len(COMBINATIONS)
+    failed = [f"{r['name']} with {r['combination']}: {r['error']}" for r in results if r["error"]]
+    assert not failed, "\n".join(failed)
