@@ -30,6 +30,7 @@ from ..trust import check_classes, guarded, read_checkpoint
 from .example import Example
 from .first_batch import check_batch
 from .random_state import random_state, set_random_state
+from .ranks import of_all_ranks
 from .schedules import Schedule
 
 _PLAIN = (bool, int, float, str, type(None))
@@ -262,13 +263,9 @@ class Method(LightningModule, ABC):
             self.attack.raise_if_violated()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        states: list[Any] = [random_state()]
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
-            states = [None] * self.trainer.world_size
-            torch.distributed.all_gather_object(states, random_state())
         checkpoint["robust_pl_training"] = {
             "attack": self.attack.training_state() if self.attack is not None else {},
-            "rng": states,
+            "rng": of_all_ranks(random_state()),
             "length": self._length,
         }
 
