@@ -24,6 +24,7 @@ from robust_pl.methods import (
     TRADES,
     Cosine,
     Example,
+    FreeAT,
     Method,
     MultiStep,
     OneCycle,
@@ -71,8 +72,9 @@ class Counted(nn.Module):
         (lambda net: StandardTraining(net, optimizer=sgd), (0, 0), 1),
         (lambda net: PGDAT(net, PGD(steps=10), optimizer=sgd), (10, 10), 1),
         (lambda net: TRADES(net, PGD(steps=10, random_start="normal"), optimizer=sgd), (11, 10), 2),
+        (lambda net: FreeAT(net, replays=5, optimizer=sgd), (0, 0), 5),
     ],
-    ids=["StandardTraining", "PGDAT", "TRADES"],
+    ids=["StandardTraining", "PGDAT", "TRADES", "FreeAT"],
 )
 def test_a_step_costs_what_its_docstring_says(
     build: Callable[[nn.Module], Method], attack_passes: tuple[int, int], training_passes: int
