@@ -9,6 +9,7 @@ __getattr__, __dir__, __all__ = attach(
         "DigitsDataModule": "digits",
         "CIFAR10DataModule": "cifar",
         "CIFAR100DataModule": "cifar",
+        "HeldOut": "held_out",
         "ImageFolderDataModule": "image_folder",
     },
 )

@@ -132,9 +132,10 @@ class Subspace:
         Args:
             vector: a tensor a layer.
         """
-        found = vector[0].new_zeros(len(self._shards), self.dim)
+        wide = torch.promote_types(vector[0].dtype, torch.float32)
+        found = vector[0].new_zeros(len(self._shards), self.dim, dtype=wide)
         for products, tensor, shard in zip(found, vector, self._shards, strict=True):
-            flat, own = tensor.detach().flatten(), products[self.rows]
+            flat, own = tensor.detach().flatten().to(wide), products[self.rows]
             for columns, piece in _widened(shard, flat.dtype):
                 own += piece @ flat[columns]
         return found
@@ -148,9 +149,9 @@ class Subspace:
         """
         found = []
         for position, (tensor, shard) in enumerate(zip(like, self._shards, strict=True)):
-            own = (coordinates if coordinates.dim() == 1 else coordinates[position])[self.rows].to(tensor.dtype)
-            flat = torch.cat([piece.T @ own for _, piece in _widened(shard, tensor.dtype)])
-            found.append(flat.view(tensor.shape))
+            own = (coordinates if coordinates.dim() == 1 else coordinates[position])[self.rows]
+            flat = torch.cat([piece.T @ own for _, piece in _widened(shard, own.dtype)])
+            found.append(flat.view(tensor.shape).to(tensor.dtype))
         return found
 
     def project(self, vector: Sequence[Tensor]) -> list[Tensor]:
