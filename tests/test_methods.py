@@ -82,7 +82,7 @@ def test_a_step_costs_what_its_docstring_says(
     net = Counted()
     method = build(net)
     method._checked = {True, False}  # the look at the first batch of a run
-    Trainer(max_steps=3, limit_val_batches=0, **QUIET).fit(method, loader())
+    Trainer(max_epochs=1, limit_val_batches=0, **QUIET).fit(method, loader())
     assert net.forwards == 3 * (attack_passes[0] + training_passes)
     assert net.for_training == 3 * training_passes
     if method.attack is not None:
