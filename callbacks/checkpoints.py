@@ -8,6 +8,9 @@ from typing import Any
 
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
+from torch import Tensor
+
+from .weights.averaging import WeightAverage
 
 
 class BestCheckpoint(ModelCheckpoint):
@@ -22,6 +25,13 @@ class BestCheckpoint(ModelCheckpoint):
         super().__init__(
             folder, "best", monitor=monitor, mode="max", auto_insert_metric_name=False, enable_version_counter=False
         )
+
+    def _save_topk_checkpoint(self, trainer: Trainer, monitor_candidates: dict[str, Tensor]) -> None:
+        averages = [callback for callback in trainer.callbacks if isinstance(callback, WeightAverage)]
+        waits = any(self.monitor.startswith(f"val_{average.name}/") for average in averages if not average.begun)
+        # Until the average begins, it has no figure that could choose.
+        if not waits or self.monitor in monitor_candidates:
+            super()._save_topk_checkpoint(trainer, monitor_candidates)
 
     def _save_checkpoint(self, trainer: Trainer, filepath: str) -> None:
         _replace_whole(super()._save_checkpoint, trainer, filepath)

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import warnings
-from collections.abc import Callable, Mapping
-from functools import partial
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +12,12 @@ from rich.console import Console
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from ..metrics.scoreboard import CLEAN, WORST, Row, Scoreboard, as_metrics, as_table
-from .outcome import EvaluationAttack, Keeper, Outcome, attack_batch, check_index, check_names, score
-from .progress import watch_attack
-from .store.identity import describe, facts_about, replay
-from .store.store import Store
-
-_STAGE_PREFIX = {"validate": "val", "test": "test", "predict": "predict"}
+from ..metrics.scoreboard import Row
+from ..nets.averages import Average
+from ..nets.reference import AVERAGES_KEY
+from .outcome import EvaluationAttack, Outcome, check_index, check_names
+from .track import Track, twins
+from .weights.averaging import begun_averages
 
 
 class RobustEvaluation(Callback):
@@ -31,15 +27,20 @@ class RobustEvaluation(Callback):
     LightningModule whose forward maps pixels to logits. A method's ``<stage>_step`` may return ``{"logits": ...}`` to spare
     the clean forward pass. Costs one forward pass for each attack, beside the attack itself.
 
-    Logged as ``val/...`` and ``test/...``: ``acc_clean``, ``acc_<attack>``, ``acc_worst`` (right in all of them),
-    ``worst_class_...``, and what each attack cost; ``loss`` is the clean cross-entropy.
+    Averaged weights (:class:`EMA`, :class:`SWA`) that there are in the training, or in the checkpoint that is evaluated, are
+    measured beside the raw ones, which costs the same once more for each.
+
+    Logged as ``val/...`` and ``test/...``, or for an average ``val_ema/...`` and ``test_ema/...``: ``acc_clean``,
+    ``acc_<attack>``, ``acc_worst`` (right in all of them), ``worst_class_...``, and what each attack cost; ``loss`` is the
+    clean cross-entropy.
 
     Args:
         num_classes: number of classes; None asks the module, then the data module.
         output_dir: folder of the store that keeps the outcome of every sample of test and predict, see
             :mod:`robust_pl.callbacks.store.store`; None keeps none. Where it holds the beginning of the same evaluation, that
-            goes on.
+            goes on. An average has its own beside it, ``<output_dir>-ema``.
         save_adversarial: keep the adversarial images, too, without which the evaluation cannot be audited.
+        averages: evaluate averaged weights, too.
     """
 
     request: dict[str, Any] | None = None
@@ -47,14 +48,18 @@ class RobustEvaluation(Callback):
     notes: dict[str, Any] | None = None
     """What the store should say of where the evaluation comes from."""
 
-    def __init__(self, num_classes: int | None = None, output_dir: str | None = None, save_adversarial: bool = True) -> None:
+    def __init__(
+        self,
+        num_classes: int | None = None,
+        output_dir: str | None = None,
+        save_adversarial: bool = True,
+        averages: bool = True,
+    ) -> None:
         self.num_classes, self.output_dir, self.save_adversarial = num_classes, output_dir, save_adversarial
-        self.rows: list[Row] = []
-        self.last: tuple[Tensor, Outcome] | None = None
-        self._attacks: dict[str, EvaluationAttack] = {}
-        self._board: Scoreboard | None = None
-        self._store: Store | None = None
-        self._finished: frozenset[int] = frozenset()
+        self.averages = averages
+        self.tracks: list[Track] = [Track()]
+        """One for the raw weights, and one for each average."""
+        self._limit: int | float = 1.0
         self._seen = 0
 
     @staticmethod
@@ -68,33 +73,34 @@ class RobustEvaluation(Callback):
         return evaluation
 
     @property
+    def rows(self) -> list[Row]:
+        """The table of the raw weights."""
+        return self.tracks[0].rows
+
+    @property
+    def last(self) -> tuple[Tensor, Outcome] | None:
+        """Clean pixels of the last batch, and what happened to them with the raw weights."""
+        return self.tracks[0].last
+
+    @property
     def finished(self) -> frozenset[int]:
         """First samples of the batches that an earlier, interrupted evaluation finished, and that this one leaves out."""
-        return self._finished
+        return frozenset.intersection(*(track.finished for track in self.tracks))
 
-    def _open_store(self, trainer: Trainer, stage: str) -> None:
+    def _open_stores(self, trainer: Trainer, stage: str) -> None:
         """Before the data are read, so that finished batches are not."""
-        self._store, self._finished = None, frozenset()
         if not self.output_dir or stage not in ("test", "predict"):
             return
         # Processes that a cluster started do not know of each other's folders.
         folder = Path(trainer.strategy.broadcast(self.output_dir))
-        request = self.request or {
-            "precision": str(trainer.precision),
-            "attacks": {name: describe(a) for name, a in self._named_attacks(trainer, stage).items()},
-        }
-
-        def open_it() -> list[int]:
-            self._store = Store(folder, request, self.notes, images=self.save_adversarial, writer=trainer.is_global_zero)
-            return self._store.finished()
-
-        self._finished = frozenset(_on_first(trainer, open_it))
-        if self._store is None:
-            open_it()
-        if self._finished and hasattr(trainer.datamodule, "leave_out"):
-            limit = "limit_test_batches" if stage == "test" else "limit_predict_batches"
-            trainer.datamodule.leave_out(self._finished, getattr(trainer, limit))
-            setattr(trainer, limit, 1.0)  # of what is left
+        attacks = self._named_attacks(trainer, stage)
+        for track in self.tracks:
+            if not track.is_open:
+                track.open(trainer, folder, self.request, self.notes, attacks, self.save_adversarial)
+        if hasattr(trainer.datamodule, "leave_out"):
+            limit = self._limit if self.finished else 1.0
+            trainer.datamodule.leave_out(self.finished, limit)
+            setattr(trainer, f"limit_{stage}_batches", 1.0 if self.finished else self._limit)  # of what is left
 
     def _named_attacks(self, trainer: Trainer, stage: str) -> dict[str, EvaluationAttack]:
         attacks = [c for c in trainer.callbacks if isinstance(c, EvaluationAttack) and stage in c.stages]
@@ -102,8 +108,18 @@ class RobustEvaluation(Callback):
         check_names(names)
         return dict(zip(names, attacks, strict=True))
 
+    def _follow(self, averages: list[Average]) -> None:
+        """Evaluate these averages beside the raw weights, and no others."""
+        for track in self.tracks[1:]:
+            track.close()
+        self.tracks[1:] = [Track(average) for average in averages] if self.averages else []
+
     def _start(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        self._attacks = self._named_attacks(trainer, stage)
+        if trainer.state.fn == "fit":
+            averages = begun_averages(trainer) if self.averages else []
+            for average in averages:
+                average.ready(trainer, pl_module)
+            self._follow([Average(average.name, average.weights) for average in averages])
         classes = self.num_classes or getattr(pl_module, "num_classes", None)
         classes = classes or getattr(trainer.datamodule, "num_classes", None)
         if classes is None:
@@ -111,87 +127,50 @@ class RobustEvaluation(Callback):
                 "num_classes is unknown: give the module num_classes, or the trainer RobustEvaluation(num_classes)"
             )
         self._seen = 0
-        self._board = Scoreboard(list(self._attacks), classes).to(pl_module.device)
-        if self._store is not None:
-            _on_first(trainer, lambda: self._go_on(pl_module, facts_about(pl_module, self._attacks, trainer.datamodule)))
-        self._fit_attacks(trainer, pl_module, stage)
-
-    def _go_on(self, pl_module: LightningModule, facts: dict[str, Any]) -> None:
-        self._store.identify(**facts)
-        for columns, meta in self._store.columns():
-            replay(self._board, columns, meta["seconds"], pl_module.device)
-
-    def _fit_attacks(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        for name, attack in self._attacks.items():
-            if not attack.must_fit or attack.fitted:
-                continue
-            if self._store is not None and self._store.recall_fitted(name, attack):
-                attack.fitted = True
-                continue
-            if trainer.datamodule is None:
-                raise ValueError(f"the attack {name!r} must see training data first: give the trainer a data module")
-            if trainer.world_size > 1:
-                raise ValueError(f"the attack {name!r} must see all training data first: evaluate it in one process")
-            trainer.datamodule.setup("fit")
-            attack.fit_to(pl_module, trainer.datamodule.train_dataloader())
-            attack.fitted = stage != "validate"  # in validation the network goes on changing
-            if self._store is not None:
-                self._store.remember_fitted(name, attack)
+        attacks, fitted = self._named_attacks(trainer, stage), self.tracks[0].fitted
+        own = [attacks, *(twins(attacks, fitted) for _ in self.tracks[1:])]
+        for track, its_attacks in zip(self.tracks, own, strict=True):
+            track.start(trainer, pl_module, stage, its_attacks, classes)
 
     def _batch(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any) -> None:
         x, y, index = batch[0], batch[1], _index(trainer, batch, self._seen)
         self._seen += len(x)
-        store, first = self._store, int(index.min()) if self._store is not None else 0
-        if first in self._finished:  # a user's own loader knows of none
-            store.read(first, x, y)
-            return
         logits = outputs.get("logits") if isinstance(outputs, Mapping) else None
-
-        def follow(name: str) -> Keeper:
-            # In validation the bars are those of training.
-            watch = partial(watch_attack, trainer, name) if trainer.testing or trainer.predicting else None
-            return Keeper(watch) if store is None else store.follow(first, name, watch)
-
-        with trainer.precision_plugin.val_step_context(), torch.no_grad():
-            outcome = attack_batch(pl_module, self._attacks, x, y, index, logits, follow)
-        self.last = (x, outcome)
-        score(self._board, outcome)
-        if store is not None:
-            store.add(x, outcome)
+        for track in self.tracks:
+            track.batch(trainer, pl_module, x, y, index, logits if track.average is None else None)
 
     def _finish(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        self.rows = self._board.rows()
-        prefix = _STAGE_PREFIX[stage]
-        if stage != "predict":
-            shown = {f"acc_{CLEAN}", f"acc_{WORST}"} if stage == "validate" else set()
-            figures = {"loss": self._board.loss.compute().item(), **as_metrics(self.rows)}
-            # The figures are already those of all processes, so nothing is left to synchronise.
-            warnings.filterwarnings("ignore", message=f"It is recommended to use `self.log.'{prefix}/.*sync_dist=True")
-            for key, value in figures.items():
-                pl_module.log(f"{prefix}/{key}", value, prog_bar=key in shown)
-        if self._store is not None:
-            trainer.strategy.barrier()
-            if trainer.is_global_zero:
-                path = self._store.finish(as_metrics(self.rows))
-                self._store.close()
-                Console(soft_wrap=True).print(f"Outcome of every sample: {os.path.relpath(path)}")
-            self._store = None
+        for track in self.tracks:
+            track.finish(trainer, pl_module, stage)
 
     def _report(self, trainer: Trainer, stage: str) -> None:
         if trainer.is_global_zero and self.rows:
-            console = Console()
-            console.print(as_table(self.rows, stage))
-            if not self._attacks:
-                console.print("No attacks were given: only clean accuracy was measured.")
+            for track in self.tracks:
+                track.report(stage)
+            if not self.tracks[0].attacks:
+                Console().print("No attacks were given: only clean accuracy was measured.")
 
     # Lightning's hooks -----------------------------------------------------------------------------------------------
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        self._open_store(trainer, stage)
+        self.tracks[:] = [self.tracks[0].again()]
+        if stage == "fit":
+            return
+        self._follow([Average(average.name, average.weights) for average in begun_averages(trainer)])
+        if stage != "validate":
+            self._limit = getattr(trainer, f"limit_{trainer.state.fn.value}_batches")
+            self._open_stores(trainer, trainer.state.fn.value)
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        if trainer.state.fn == "fit":
+            return
+        saved = checkpoint.get(AVERAGES_KEY, {}).items()
+        self._follow([Average(name, average["weights"]) for name, average in saved if average["weights"]])
+        self._open_stores(trainer, trainer.state.fn.value)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        if self._store is not None:
-            self._store.close()
+        for track in self.tracks:
+            track.close()
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         # DDP would send its buffers before every forward pass, and processes with unequal numbers of batches would wait for
@@ -238,28 +217,10 @@ class RobustEvaluation(Callback):
         if isinstance(trainer.strategy.model, DistributedDataParallel):
             trainer.strategy.model.require_forward_param_sync = True
         if trainer.state.fn == "validate":
-            self._report(trainer, "validation")
+            self._report(trainer, "validate")
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._report(trainer, "test")
-
-
-def _on_first(trainer: Trainer, do: Callable[[], Any]) -> Any:
-    """What the first process gets from ``do``; where it fails, all fail with its sentence and none waits for it."""
-    result, failure = None, None
-    if trainer.is_global_zero:
-        try:
-            result = do()
-        except (ValueError, OSError) as error:
-            if trainer.world_size == 1:
-                raise
-            failure = error
-    result, said = trainer.strategy.broadcast((result, None if failure is None else str(failure)))
-    if failure is not None:
-        raise failure
-    if said is not None:
-        raise ValueError(said)
-    return result
 
 
 def _index(trainer: Trainer, batch: Any, seen: int) -> Tensor:

@@ -24,6 +24,7 @@ from .callbacks import Attack, ComputeMonitor, ImageGrid, ProgressBar, RobustEva
 from .callbacks.checkpoints import BestCheckpoint, LastCheckpoint
 from .callbacks.monitors.compute import cost_in
 from .callbacks.outcome import check_names
+from .cli_monitor import choose_monitor
 from .cli_parser import Instantiator, Parser, link_data_to_net
 from .cli_settings import ReportOptions, Run, StoreConfig, request_of
 from .commands import AUDIT
@@ -172,24 +173,20 @@ class RobustCLI(LightningCLI):
                 print(f"Test it with: robust-pl test --ckpt_path {_shown(best)}")
 
     def after_test(self) -> None:
-        folder = self.evaluation.output_dir
-        if not self.trainer.is_global_zero or folder is None or not isinstance(self.datamodule, ImageDataModule):
+        if not self.trainer.is_global_zero or not isinstance(self.datamodule, ImageDataModule):
             return
-        from rich.console import Console
-
-        from .evaluation.masking.flag import as_table
-        from .evaluation.reporting import report, write_flags
+        from .evaluation.reporting import report_test
 
         device = self.trainer.strategy.root_device
-        options = self._get(self.config_init, "report")
-        flags = write_flags(Path(folder), self.model.to(device), self.datamodule, options.flags, device)
-        raised = [flag for flag in flags if flag.raised]
-        if flags:
-            print(f"Checks for gradient masking: {len(raised)} of {len(flags)} raised")
-        if raised:
-            Console().print(as_table(raised))
-        path = report(Path(folder), self.datamodule, hardware(device), self.trainer.loggers)
-        print(f"Report: {_shown(path)}")
+        flags = self._get(self.config_init, "report").flags
+        self.model.to(device)
+        for track in self.evaluation.tracks:
+            if track.folder is not None:
+                # A logger has room for one report, that of the raw weights.
+                loggers = self.trainer.loggers if track.average is None else []
+                with track.applied(self.model):
+                    path = report_test(track.folder, self.model, self.datamodule, flags, device, hardware(device), loggers)
+                print(f"Report: {_shown(path)}")
 
     def _named_attacks(self) -> list[Attack]:
         everywhere = self._get(self.config_init, "attacks") or {}
@@ -221,13 +218,8 @@ class RobustCLI(LightningCLI):
             return []
         folder = run.path / "checkpoints"
         names = [attack.name for attack in attacks if "validate" in attack.stages]
-        attacked = names or any(isinstance(callback, Attack) for callback in settings.get("callbacks") or ())
-        monitor = config.run.monitor or ("val/acc_worst" if attacked else "val/acc_clean")
-        known = [f"val/{kind}_{name}" for kind in ("acc", "worst_class") for name in ("clean", *names, "worst")]
-        if config.run.monitor and not attacked and monitor.endswith("worst"):
-            raise ValueError(f"run.monitor={monitor} needs an attack in validation: name one with --attacks")
-        if monitor.startswith("val/acc_") and not settings.get("callbacks") and monitor not in known:
-            raise ValueError(f"run.monitor={monitor!r} will never be logged: choose one of {', '.join(known)}")
+        adds = type(self.model).configure_callbacks is not Method.configure_callbacks
+        monitor = choose_monitor(config.run.monitor, names, settings.get("callbacks") or (), adds)
         callbacks: list[Callback] = [BestCheckpoint(folder, monitor), LastCheckpoint(folder)]
         if config.run.save_every_n_steps is not None:
             callbacks.append(LastCheckpoint(folder, config.run.save_every_n_steps))

@@ -149,16 +149,17 @@ class WeightAverage(Callback, ABC):
 
     def ready(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Bring BatchNorm's statistics up to date, in every process alike: before the average is evaluated or saved."""
-        if not self.begun or not self._stale:
+        recomputed = self.buffers in RECOMPUTED
+        if not self.begun or not self._stale or (recomputed and trainer.train_dataloader is None):
             return
         self._stale = False
-        computed = statistics_of(pl_module) & self.weights.keys()
-        if self.buffers in RECOMPUTED and computed and trainer.train_dataloader is not None:
+        statistics = sorted(statistics_of(pl_module) & self.weights.keys())
+        if recomputed and statistics:
             with self.applied(pl_module):
                 found = recompute(trainer, pl_module, self._modes, self.batches, clean=self.buffers == "clean")
-            self.weights.update({name: _wide(found[name]) for name in computed})
-        elif self.buffers == "average" and trainer.world_size > 1:
-            for name in sorted(computed):  # each process followed its own; the first one's count, as with raw weights
+            self.weights.update({name: _wide(found[name]) for name in statistics})
+        elif trainer.world_size > 1:
+            for name in statistics:  # each process followed its own; the first one's count, as with raw weights
                 torch.distributed.broadcast(self.weights[name], 0)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:

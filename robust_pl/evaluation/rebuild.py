@@ -14,6 +14,7 @@ from ..callbacks.store.files import sha256_of_file
 from ..callbacks.store.store import read_about
 from ..data import ImageDataModule
 from ..methods import Method
+from ..nets.reference import Reference, pick_average
 from ..nets.weights import load_weights
 from ..trust import check_classes, guarded, read_checkpoint
 
@@ -43,7 +44,10 @@ def rebuild(folder: Path, named: Collection[str] = (), checkpoint: Path | None =
         method, data = _instantiate(config)
     if request["checkpoint"] is not None:
         path = _find(folder, about.get("notes", {}).get("checkpoint"), request["checkpoint"], checkpoint)
-        load_weights(method, read_checkpoint(path)["state_dict"])
+        content = read_checkpoint(path)
+        # An evaluation of averaged weights says which.
+        average = request.get("weights")
+        load_weights(method, pick_average(content, Reference(path, average)) if average else content["state_dict"])
     elif method.initial_weights is not None:
         load_weights(method.net, method.initial_weights)
     data.prepare_data()

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 import yaml
 from PIL import Image
+from rich.console import Console
 from torch import Tensor, nn
 
 from ..callbacks.store.files import read_tensors, write_json
@@ -18,11 +19,40 @@ from ..data import ImageDataModule
 from ..functional.ratio import Ratio
 from ..report import Curve, Table, worst_images, worst_samples, write_report
 from .masking import masking_flags
-from .masking.flag import Flag, as_json
+from .masking.flag import Flag, as_json, as_table
 
 FLAGS = "flags.json"
 _WORST = 8
 _AUTOATTACK = "AutoAttack"
+
+
+def report_test(
+    folder: Path,
+    model: nn.Module,
+    data: ImageDataModule,
+    samples: int | None,
+    device: torch.device,
+    hardware: str,
+    loggers: Iterable[Any] = (),
+) -> Path:
+    """Check for gradient masking, print what was raised, and write the report.
+
+    Args:
+        folder: of a finished evaluation.
+        model: that was evaluated, on ``device``.
+        data: its data.
+        samples: for the checks, see :func:`write_flags`.
+        device: where the network runs.
+        hardware: that, in words.
+        loggers: see :func:`report`.
+    """
+    flags = write_flags(folder, model, data, samples, device)
+    raised = [flag for flag in flags if flag.raised]
+    if flags:
+        print(f"Checks for gradient masking: {len(raised)} of {len(flags)} raised")
+    if raised:
+        Console().print(as_table(raised))
+    return report(folder, data, hardware, loggers)
 
 
 def write_flags(folder: Path, model: nn.Module, data: ImageDataModule, samples: int | None, device: torch.device) -> list[Flag]:

@@ -1,0 +1,40 @@
+"""Which metric chooses the best checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from lightning.pytorch import Callback
+
+from .callbacks import Attack
+from .callbacks.weights.averaging import WeightAverage
+
+
+def choose_monitor(asked: str | None, attacks: Sequence[str], callbacks: Sequence[Callback], more_to_come: bool) -> str:
+    """``run.monitor``, or what it is by default.
+
+    Args:
+        asked: what the user names.
+        attacks: names of the attacks in validation.
+        callbacks: those of the trainer.
+        more_to_come: whether the method adds callbacks of its own.
+
+    Raises:
+        ValueError: if that metric will never be logged.
+    """
+    attacked = attacks or any(isinstance(callback, Attack) for callback in callbacks)
+    monitor = asked or ("val/acc_worst" if attacked else "val/acc_clean")
+    averages = [callback.name for callback in callbacks if isinstance(callback, WeightAverage)]
+    prefix = monitor.partition("/")[0]
+    name = prefix.removeprefix("val_")
+    if name != prefix and name not in averages and not more_to_come:
+        raise ValueError(f"run.monitor={monitor!r} needs the average {name!r}: add one to trainer.callbacks, such as EMA")
+    if asked and not attacked and monitor.endswith("worst"):
+        raise ValueError(f"run.monitor={monitor} needs an attack in validation: name one with --attacks")
+    prefixes = ("val", *(f"val_{average}" for average in averages))
+    figures = [f"{kind}_{attack}" for kind in ("acc", "worst_class") for attack in ("clean", *attacks, "worst")]
+    known = [f"{prefix}/{figure}" for prefix in prefixes for figure in figures]
+    others = any(not isinstance(callback, WeightAverage) for callback in callbacks)
+    if "/acc_" in monitor and prefix in prefixes and not others and monitor not in known:
+        raise ValueError(f"run.monitor={monitor!r} will never be logged: choose one of {', '.join(known)}")
+    return monitor
