@@ -22,6 +22,14 @@ class CrashAfterBatch(Callback):
             raise RuntimeError("crash")
 
 
+class CrashInValidation(Callback):
+    """Crashes in the validation after the first epoch."""
+
+    def on_validation_start(self, trainer: Trainer, *args: Any) -> None:
+        if not trainer.sanity_checking:
+            raise RuntimeError("crash")
+
+
 class Ruin(Callback):
     """Makes the network useless after each epoch, before it is validated."""
 

@@ -5,6 +5,7 @@ from .._lazy import attach
 __getattr__, __dir__, __all__ = attach(
     __name__,
     {
+        "AFA": "adversarial.afa",
         "AdversarialFineTuning": "adversarial.fine_tuning",
         "Example": "example",
         "FreeAT": "adversarial.free_at",

@@ -122,10 +122,10 @@ class OneCycle(Schedule):
 class SlowStartFastDecay(Schedule):
     """Slow start, fast decay: for adversarial fine-tuning (Jeddi et al. 2020, arXiv 2012.13628), step by step.
 
-    The learning rate rises linearly from ``start`` times the optimizer's to the optimizer's own over the share ``warmup`` of the
-    run, then decays exponentially to ``end`` times it: a high rate at once would destroy what the network has learned, a low one
-    throughout would not make it robust. The exact curve is a reconstruction: we know the paper's description of its shape and
-    not its numbers, so this form and its defaults are ours.
+    The learning rate rises linearly from ``start`` times the optimizer's to the optimizer's own over the share ``warmup`` of
+    the run, then decays exponentially to ``end`` times it: a high rate at once would destroy what the network has learned, a
+    low one throughout would not make it robust. The exact curve is a reconstruction: we know the paper's description of its
+    shape and not its numbers, so this form and its defaults are ours.
 
     Args:
         warmup: share of the run in [0, 1) that the rise takes.

@@ -41,6 +41,6 @@ class AdversarialFineTuning(PGDAT):
         if weights is None:
             raise ValueError(
                 "weights=None: adversarial fine-tuning starts from a trained network, name its run or file with "
-                "--model.init_args.weights PATH (for a network that brings its weights along, use PGDAT with SlowStartFastDecay)"
+                "--model.init_args.weights PATH (for a network with weights of its own, use PGDAT and SlowStartFastDecay)"
             )
         super().__init__(net, attack, optimizer, schedule or SlowStartFastDecay(), weights, num_classes)
