@@ -160,14 +160,21 @@ def test_the_same_accumulated_and_in_bf16(
 
 
 @pytest.mark.slow
-def test_the_same_on_two_processes(ingredients: Path) -> None:
+def test_the_same_on_two_processes(ingredients: Path, tmp_path: Path) -> None:
     """One launch for the whole table: equal weights on both, and as many attacks as batches."""
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "-m", "tests.two_processes"]
     done = subprocess.run(
-        [*command, str(ingredients)], cwd=Path(__file__).parents[1], capture_output=True, text=True, timeout=900
+        [*command, str(ingredients), str(tmp_path)], cwd=Path(__file__).parents[1], capture_output=True, text=True, timeout=900
     )
     assert done.returncode == 0, done.stderr[-3000:]
     results = [json.loads(line.removeprefix("RESULT ")) for line in done.stdout.splitlines() if line.startswith("RESULT ")]
     assert len(results) == len(METHODS) * len(COMBINATIONS)
     failed = [f"{r['name']} with {r['combination']}: {r['error']}" for r in results if r["error"]]
     assert not failed, "\n".join(failed)
+    from .two_processes import PERTURBATIONS, linear_fit
+
+    for name, perturbation in PERTURBATIONS.items():
+        one = linear_fit(perturbation(), tmp_path, batch_size=16).net.state_dict()
+        two = torch.load(tmp_path / f"{name}.pt", weights_only=True)
+        for key in one:
+            assert torch.allclose(one[key], two[key], atol=1e-12, rtol=0), f"{name}: {key} is not that of one process"
