@@ -53,7 +53,7 @@ def one_thread() -> None:
 
 @pytest.fixture(scope="session")
 def ingredients(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder that holds the run ``base``: two short epochs, for methods that start from another run."""
+    """A folder that holds the run ``base``: two short epochs and their trajectory, for methods that start from another run."""
     from robust_pl.cli import main
 
     folder = tmp_path_factory.mktemp("ingredients")
@@ -62,7 +62,8 @@ def ingredients(tmp_path_factory: pytest.TempPathFactory) -> Path:
         patch.setattr(sys, "argv", ["robust-pl"])
         patch.setattr(sys, "path", list(sys.path))
         Path("base.yaml").write_text(TINY)
-        main(["fit", "-c", "base.yaml", "--trainer.limit_train_batches", "4", "--trainer.limit_val_batches", "1"])
+        short = ["--trainer.limit_train_batches", "4", "--trainer.limit_val_batches", "1"]
+        main(["fit", "-c", "base.yaml", *short, "--trainer.callbacks", "[{class_path: WeightTrajectory}]"])
     return folder / "runs"
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from robust_pl.callbacks import PGD
-from robust_pl.methods import PGDAT, TRADES, Method, StandardTraining
+from robust_pl.methods import PGDAT, TRADES, TWA, LayerwiseTWA, Method, StandardTraining, SubspaceAT
 from robust_pl.nets import SmallCNN
 
 EPS = 0.1
@@ -50,4 +50,14 @@ METHODS: dict[str, Case] = {
     "StandardTraining": Case(lambda optimizer, _: StandardTraining(net(), optimizer=optimizer)),
     "PGDAT": Case(lambda optimizer, _: PGDAT(net(), PGD(EPS, steps=2), optimizer)),
     "TRADES": Case(lambda optimizer, _: TRADES(net(), PGD(EPS, steps=2, random_start="normal"), optimizer=optimizer)),
+    "SubspaceAT": Case(
+        lambda optimizer, folder: SubspaceAT(net(), str(folder / "base"), PGD(EPS, steps=2), dim=2, optimizer=optimizer),
+        moves=True,
+    ),
+    "TWA": Case(lambda optimizer, folder: TWA(net(), str(folder / "base"), optimizer=optimizer, batches=0), moves=True),
+    "LayerwiseTWA": Case(
+        lambda optimizer, folder: LayerwiseTWA(net(), str(folder / "base"), PGD(EPS, steps=2), optimizer=optimizer, batches=0),
+        refuses=dict.fromkeys(("AWP", "SAM"), "its steps move coefficients") | {"EMA": "moves no weights"},
+        moves=True,
+    ),
 }

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -330,3 +333,16 @@ def test_optimizers_that_leave_the_subspace(run: Path, tmp_path: Path) -> None:
 def test_bad_arguments_of_the_recorder(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         WeightTrajectory(**arguments)
+
+
+@pytest.mark.slow
+def test_two_processes_share_the_basis(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "-m", "tests.subspace_processes"]
+    done = subprocess.run([*command, str(tmp_path)], cwd=Path(__file__).parents[1], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    line = next(line for line in done.stdout.splitlines() if line.startswith("RESULT "))
+    reports = json.loads(line.removeprefix("RESULT "))
+    assert [report["rows"] for report in reports] == [1, 2]  # of three
+    for report in reports:
+        assert report["projected"] < 1e-4 and report["outside"] < 1e-4 and report["equal"]
+        assert report["formula"] < 1e-5 and report["learned"] > 1e-3 and report["equal_twa"]

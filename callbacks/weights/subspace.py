@@ -119,11 +119,13 @@ class SubspaceTraining(Callback):
 
     @torch.no_grad()
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:
-        gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in self._parameters]
+        for parameter in self._parameters:
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+        gradients = [p.grad for p in self._parameters if p.grad is not None]
         projected = self.subspace.project(gradients)
         add_up(trainer, projected)
-        for parameter, gradient in zip(self._parameters, projected, strict=True):
-            parameter.grad = gradient
+        torch._foreach_copy_(gradients, projected)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self.subspace, self._parameters = None, []

@@ -77,8 +77,9 @@ class TWA(Method):
         return F.cross_entropy(self(example.x if example.x_adv is None else example.x_adv), example.y)
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
-        ends = self.trainer.fit_loop.epoch_loop.batch_progress.is_last_batch
-        if self.batches and (ends or batch_idx + 1 == self.trainer.num_training_batches):
-            state = self.state_dict()
-            for name, found in recompute(self.trainer, self, training_modes(self), self.batches, clean=False).items():
+        length = self.trainer.num_training_batches
+        ends = batch_idx + 1 == length or self.trainer.fit_loop.epoch_loop.batch_progress.is_last_batch
+        if self.batches and ends:
+            state, batches = self.state_dict(), int(min(self.batches, length))
+            for name, found in recompute(self.trainer, self, training_modes(self), batches, clean=False).items():
                 state[name].copy_(found)
