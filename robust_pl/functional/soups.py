@@ -57,11 +57,13 @@ class Combination:
 
     def weights(self, coefficients: Tensor) -> dict[str, Tensor]:
         """The combined tensors for ``coefficients`` (b, L)."""
-        found = {}
-        for name, row in self.rows.items():
-            moved = (coefficients[:, self.block[name]].to(row.dtype) @ row.flatten(1)).view(row.shape[1:])
-            found[name] = moved if self.center is None else moved + self.center[name]
-        return found
+        return {name: self.weight(name, coefficients) for name in self.rows}
+
+    def weight(self, name: str, coefficients: Tensor) -> Tensor:
+        """One of them."""
+        row = self.rows[name]
+        moved = (coefficients[:, self.block[name]].to(row.dtype) @ row.flatten(1)).view(row.shape[1:])
+        return moved if self.center is None else moved + self.center[name]
 
     def gradient(self, gradients: Mapping[str, Tensor]) -> Tensor:
         """Derivative by the coefficients, (b, L), from that by the weights; a tensor without one counts as 0."""

@@ -81,7 +81,7 @@ class Assembled(Method):
     def refresh_statistics(self) -> None:
         """Compute BatchNorm's running statistics again, for the weights that are in ``self.net``."""
         if self.batches and statistics_of(self):
-            write(self, recompute(self.trainer, self, training_modes(self), self.batches, clean=False))
+            write(self, recompute(self.trainer, self, training_modes(self), self.batches, clean=False).items())
 
     def held_out(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """Validation batches (x, y, index) of this process, on the device.

@@ -56,7 +56,7 @@ class GreedySoup(Assembled):
     def assemble(self) -> dict[str, Any]:
         scores = []
         for sample in self._samples:
-            write(self.net, sample)
+            write(self.net, sample.items())
             scores.append(self._accuracy())
         order = sorted(range(len(scores)), key=lambda i: -scores[i])  # stable: of equals the first goes first
         chosen, best = order[:1], scores[order[0]]
@@ -81,7 +81,7 @@ class GreedySoup(Assembled):
         """Nothing to do: the soup's were computed when it was tried."""
 
     def _write_mean(self, total: dict[str, Tensor], count: int) -> None:
-        write(self.net, {name: t / count if t.is_floating_point() else t for name, t in total.items()})
+        write(self.net, ((name, t / count if t.is_floating_point() else t) for name, t in total.items()))
         if count > 1:  # one alone was judged, and is kept, with its own
             super().refresh_statistics()
 

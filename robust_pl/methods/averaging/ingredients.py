@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import torch
@@ -45,19 +45,17 @@ def parameters_of(net: nn.Module) -> dict[str, Tensor]:
     return {name: p.detach() for name, p in net.named_parameters() if p.requires_grad}
 
 
-def mean_of(samples: Trajectory, net: nn.Module) -> dict[str, Tensor]:
-    """Equal average of parameters and of running statistics, one tensor in memory at a time; counters are the first one's."""
-    found = {}
+def mean_of(samples: Trajectory, net: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Equal average of parameters and of running statistics, one tensor after the other; counters are the first one's."""
     for name in tensors_of(net):
         if all(name in sample for sample in samples):
             first = samples[0][name]
-            found[name] = samples.mean(name) if first.is_floating_point() else first
-    return found
+            yield name, samples.mean(name) if first.is_floating_point() else first
 
 
 @torch.no_grad()
-def write(net: nn.Module, tensors: Mapping[str, Tensor]) -> None:
-    """Copy named tensors into ``net``, in place."""
+def write(net: nn.Module, tensors: Iterable[tuple[str, Tensor]]) -> None:
+    """Copy named tensors into ``net``, in place, one after the other."""
     own = tensors_of(net)
-    for name, tensor in tensors.items():
+    for name, tensor in tensors:
         own[name].copy_(tensor)

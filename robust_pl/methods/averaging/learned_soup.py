@@ -118,7 +118,11 @@ class LearnedSoup(Method):
         self._write()
 
     def _write(self) -> None:
-        write(self.net, self._combination.weights(self.shares))
+        self._write_combination(self.shares)
+
+    def _write_combination(self, coefficients: Tensor) -> None:
+        combination = self._combination
+        write(self.net, ((name, combination.weight(name, coefficients)) for name in combination.rows))
 
     # The run ---------------------------------------------------------------------------------------------------------
 

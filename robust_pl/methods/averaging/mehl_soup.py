@@ -28,7 +28,7 @@ class MEHLSoup(LearnedSoup):
     tensor (names as we remember them from the paper). For data, attack and BatchNorm see :class:`LearnedSoup`.
 
     Cost: the attack's passes, and one forward and one backward pass a step. In memory are ``models`` + 1 networks beside the
-    one that is trained: the rows and the centre. A checkpoint holds the centre, too.
+    one that is trained and its gradient: the rows and the centre. A checkpoint holds the centre, too.
 
     Args:
         models: ingredients in memory at a time, b.
@@ -99,7 +99,7 @@ class MEHLSoup(LearnedSoup):
             )
 
     def _write(self) -> None:
-        write(self.net, self._combination.weights(self.coefficients[: self._combination.num_models]))
+        self._write_combination(self.coefficients[: self._combination.num_models])
 
     def _beginning(self) -> Tensor:
         return torch.zeros(self.models, max(self._block.values()) + 1, dtype=self._wide(), device=self.device)

@@ -73,7 +73,7 @@ class RobustWeightSignature(Assembled):
 
     def assemble(self) -> dict[str, Any]:
         base, std, target, *tuned = self._samples
-        write(self.net, target)
+        write(self.net, target.items())
         signatures = [WeightSignature.extract(base, std, robust, self.names) for robust in tuned]
         if self.bits != 32:
             signatures = [signature.quantised(self.bits) for signature in signatures]
@@ -94,4 +94,4 @@ class RobustWeightSignature(Assembled):
     def _blend_statistics(self, target: Sample, tuned: Trajectory) -> None:
         share = min(max(self.alpha, 0.0), 1.0)
         buffers = {name: b for name, b in self.net.named_buffers() if b.is_floating_point() and name in target}
-        write(self.net, {name: torch.lerp(target[name], tuned.mean(name).to(target[name]), share) for name in buffers})
+        write(self.net, ((n, torch.lerp(target[n], tuned.mean(n).to(target[n]), share)) for n in buffers))
