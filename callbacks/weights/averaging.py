@@ -155,7 +155,9 @@ class WeightAverage(Callback, ABC):
         self._stale = False
         statistics = sorted(statistics_of(pl_module) & self.weights.keys())
         if recomputed and statistics:
-            with self.applied(pl_module):
+            # From the raw statistics, so that an average's do not depend on how often they were computed.
+            moved = {name: tensor for name, tensor in self.weights.items() if name not in statistics}
+            with Average(self.name, moved).applied(pl_module):
                 found = recompute(trainer, pl_module, self._modes, self.batches, clean=self.buffers == "clean")
             self.weights.update({name: _wide(found[name]) for name in statistics})
         elif trainer.world_size > 1:

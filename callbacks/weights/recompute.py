@@ -34,8 +34,9 @@ def recompute(trainer: Trainer, pl_module: LightningModule, modes: Modes, batche
     """Statistics over the first training batches of the epoch: means over all forward passes, processes included.
 
     The method crafts its examples and forwards its loss, each batch once, in the modes of its training and without gradients
-    of weights; or it forwards the clean images. Nothing moves: neither the statistics that the module has, nor random
-    streams, nor the method's tensors. A layer that no forward pass reaches keeps its statistics.
+    of weights; or it forwards the clean images. Where an attack runs in eval mode it sees the statistics that the module has.
+    Nothing moves: neither these, nor random streams, nor the method's tensors. A layer that no forward pass reaches keeps its
+    statistics. Where the method has no ``craft``, clean images are forwarded.
 
     Args:
         trainer: whose training data are read.
@@ -53,7 +54,7 @@ def _recompute(trainer: Trainer, pl_module: LightningModule, modes: Modes, batch
     sums = {name: _Sums(layer) for name, layer in layers.items()}
     with undisturbed(pl_module), _in(modes, pl_module), untracked(pl_module), _frozen(pl_module):
         for batch in islice(_training_batches(trainer), batches):
-            batch = trainer.strategy.batch_to_device(batch)
+            batch = trainer.strategy.batch_to_device(trainer.precision_plugin.convert_input(batch))
             with trainer.precision_plugin.train_step_context():
                 if clean or not hasattr(pl_module, "craft"):
                     with _filling(layers, sums):
