@@ -78,12 +78,13 @@ class PassCounter:
         self._ready = False
 
         # Plain functions, since a copy of the network would copy the owner of a bound method with it.
-        def first_call(net: nn.Module, inputs: tuple[Any, ...]) -> None:
+        def first_call(module: nn.Module, inputs: tuple[Any, ...]) -> None:
             if not self._ready and inputs and isinstance(inputs[0], Tensor) and inputs[0].is_floating_point():
                 self._ready = True
-                self._prepare(inputs)
+                self._prepare(module, inputs)
 
-        self._handles.append(self.net.register_forward_pre_hook(first_call))
+        # A method may ask for the features without calling the network: then its first child is the first that is called.
+        self._handles += [m.register_forward_pre_hook(first_call) for m in (self.net, *self.net.children())]
 
     def remove(self) -> None:
         """Take all hooks away."""
@@ -98,11 +99,14 @@ class PassCounter:
         self.tallies[phase].input_backwards += samples
         self._pending = (-1, phase, 0)
 
-    def _prepare(self, inputs: tuple[Any, ...]) -> None:
+    def _prepare(self, called: nn.Module, inputs: tuple[Any, ...]) -> None:
         place: nn.Module | None = None
         try:
             self.flops, place = _measure(self.net, inputs, self._trained)
         except Exception as error:  # whatever a network does on two samples, its training goes on
+            if called is not self.net:  # such as a head, whose input is not the network's
+                self._ready = False
+                return
             warnings.warn(f"the FLOPs of {type(self.net).__name__} are not known: {error}", stacklevel=2)
         compiled = any(hasattr(m, "_orig_mod") or m._compiled_call_impl is not None for m in self.net.modules())
         place = self.net if place is None or compiled else place
@@ -199,12 +203,14 @@ def _aside(net: nn.Module, device: torch.device) -> Iterator[None]:
     devices = [device] if device.type == "cuda" else []
     try:
         with (
+            warnings.catch_warnings(),
             torch.inference_mode(False),
             torch.enable_grad(),
             evaluating(net),
             torch.random.fork_rng(devices),
             torch.compiler.set_stance("force_eager"),
         ):
+            warnings.simplefilter("ignore")  # of hooks that a compiled network would not see: here it is not compiled
             yield
     finally:
         torch.clear_autocast_cache()

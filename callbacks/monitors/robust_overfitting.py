@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from ..attacks.prepare import evaluating
 from ..outcome import EvaluationAttack, attack_batch
 from .compute import not_training
 from .probe import ProbeSet, log_figures
@@ -73,8 +74,8 @@ class RobustOverfitting(Callback):
         if self.history and trainer.is_global_zero:
             best, last = self.best, self.history[-1]
             print(
-                f"Robust overfitting: {self.monitor} {best['val']:.2%} at best (epoch {best['epoch']}) and {last['val']:.2%} at "
-                f"the end (epoch {last['epoch']}), {100 * (best['val'] - last['val']):.2f} points lost; {last['train']:.2%} on "
+                f"Robust overfitting: {self.monitor} {best['val']:.2%} at best (epoch {best['epoch']}), {last['val']:.2%} at "
+                f"the end (epoch {last['epoch']}): {100 * (best['val'] - last['val']):.2f} points lost; {last['train']:.2%} on "
                 f"training samples, a gap of {100 * last['gap']:.2f} points"
             )
 
@@ -90,7 +91,8 @@ class RobustOverfitting(Callback):
         attacks = {a.name or type(a).__name__.lower(): a for a in found if not a.must_fit}
         counts = torch.zeros(2, device=pl_module.device)
         dtype = next(pl_module.parameters()).dtype
-        with not_training(trainer), trainer.precision_plugin.val_step_context(), torch.no_grad():
+        plugin = trainer.precision_plugin
+        with not_training(trainer), evaluating(pl_module), plugin.val_step_context(), torch.no_grad():
             for x, y, index in self._probe.chunks(pl_module.device, dtype):
                 predictions = attack_batch(pl_module, attacks, x, y, index).predictions.values()
                 right = torch.stack([prediction == y for prediction in predictions]).all(0)
