@@ -5,11 +5,18 @@ from .._lazy import attach
 __getattr__, __dir__, __all__ = attach(
     __name__,
     {
+        "Augmentation": "augmentations",
+        "CropAndFlip": "augmentations",
+        "CutMix": "mixing",
+        "Cutout": "augmentations",
+        "ExtraDataMixture": "extra_data",
         "ImageDataModule": "base",
         "DigitsDataModule": "digits",
         "CIFAR10DataModule": "cifar",
         "CIFAR100DataModule": "cifar",
         "HeldOut": "held_out",
         "ImageFolderDataModule": "image_folder",
+        "LabelSmoothing": "mixing",
+        "RandAugment": "rand_augment",
     },
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Collection
@@ -11,11 +12,16 @@ from typing import Any
 
 import torch
 from lightning.pytorch import LightningDataModule
+from lightning.pytorch.core.mixins.hparams_mixin import HyperparametersMixin, _given_hyperparameters
+from lightning.pytorch.utilities.parsing import collect_init_args
 from torch import Tensor
 
+from .augmentations import Augmentation, augmented
 from .hashing import SPLIT, permutation
 from .images import Images
 from .loaders import EvalLoader, TrainLoader, TrainOrder
+
+_PLAIN = (bool, int, float, str, type(None))
 
 
 class ImageDataModule(LightningDataModule, ABC):
@@ -36,7 +42,8 @@ class ImageDataModule(LightningDataModule, ABC):
         num_workers: processes that read ahead; 0 reads in the training process, best for sets held in memory.
         val_size: validation samples, as a fraction of the training set or a number; 0 for none.
         seed: of the split, the order and the augmentation.
-        augment: whether training samples are augmented.
+        augment: whether training samples get the set's usual augmentation; or a list of augmentations instead, such as
+            :class:`robust_pl.data.CutMix`, which work on whole batches on the training device, one after the other.
         drop_last: leave out the last incomplete training step of an epoch.
 
     Raises:
@@ -54,11 +61,16 @@ class ImageDataModule(LightningDataModule, ABC):
         num_workers: int = 0,
         val_size: int | float = 0.1,
         seed: int = 0,
-        augment: bool = True,
+        augment: bool | list[Augmentation] = True,
         drop_last: bool = True,
     ) -> None:
         super().__init__()
-        self.save_hyperparameters()
+        live: list[str] = []
+        if _given_hyperparameters.get() is None:
+            # A config is all plain words. What code built must not go into a checkpoint, nor be copied.
+            for arguments in collect_init_args(inspect.currentframe(), [], classes=(HyperparametersMixin,)):
+                live += [name for name, value in arguments.items() if not isinstance(value, _PLAIN)]
+        self.save_hyperparameters(ignore=live)
         # A small set may have fewer chunks than there are processes.
         self.allow_zero_length_dataloader_with_multiple_devices = True
         self.data_dir = Path(data_dir or os.environ.get("ROBUST_PL_DATA") or "data").expanduser()
@@ -72,6 +84,8 @@ class ImageDataModule(LightningDataModule, ABC):
         for name, least in (("batch_size", 1), ("eval_batch_size", 1), ("num_workers", 0), ("seed", 0)):
             if getattr(self, name) < least:
                 raise ValueError(f"{name} must be at least {least}, not {getattr(self, name)}")
+        if not isinstance(augment, bool) and not all(isinstance(one, Augmentation) for one in augment):
+            raise TypeError(f"augment={augment!r} must be true, false, or a list of augmentations such as CropAndFlip")
         if val_size < 0 or (isinstance(val_size, float) and val_size >= 1):
             raise ValueError(f"val_size must be a fraction in [0, 1) or a whole number of samples, not {val_size}")
 
@@ -115,21 +129,28 @@ class ImageDataModule(LightningDataModule, ABC):
 
     def train_dataloader(self) -> TrainLoader:
         trainer = self.trainer
-        order = TrainOrder(
-            self.split[0],
-            self.batch_size,
-            self.seed,
-            *self._rank_and_world_size(),
-            drop_last=self.drop_last,
-            fixed=trainer is not None and trainer.overfit_batches > 0,
-        )
+        order = self.train_order(*self._rank_and_world_size(), fixed=trainer is not None and trainer.overfit_batches > 0)
         progress = None if trainer is None else lambda: (trainer.current_epoch, trainer.fit_loop.batch_idx + 1)
-        loader = TrainLoader(self.train_set, order, self.augment, self.num_workers, progress)
+        loader = TrainLoader(self.train_images(), order, self.augment is True, self.num_workers, progress)
         if self._resumed is not None:
             loader.load_state_dict(self._resumed)
             self._resumed = None
         self._train_loader = loader
         return loader
+
+    def train_order(self, rank: int, world_size: int, fixed: bool) -> TrainOrder:
+        """Which samples are trained on, in which order; see :class:`TrainOrder`."""
+        return TrainOrder(self.split[0], self.batch_size, self.seed, rank, world_size, self.drop_last, fixed)
+
+    def train_images(self) -> Images:
+        """Where they are read."""
+        return self.train_set
+
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """Augment a training batch on its device, where ``augment`` is a list."""
+        if isinstance(self.augment, bool) or not self.trainer.training or self._train_loader is None:
+            return batch
+        return augmented(batch, self.augment, self.num_classes, self.seed, self._train_loader.epoch)
 
     def state_dict(self) -> dict[str, Any]:
         """Position in the epoch. Lightning restores a loader's own state only if it has not been asked for before, and

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from .augment import crop_and_flip
+from .augmentations import Augmentation
 from .base import ImageDataModule
 from .download import download_and_extract
 from .images import ImagesInMemory
@@ -39,7 +40,7 @@ class CIFAR10DataModule(ImageDataModule):
         num_workers: processes that read ahead; the images are in memory, so 0 is good.
         val_size: validation samples, as a fraction of the training set or a number; 0 for none.
         seed: of the split, the order and the augmentation.
-        augment: whether training samples are augmented.
+        augment: whether training samples are augmented so; or a list of augmentations instead, see :class:`ImageDataModule`.
         drop_last: leave out the last incomplete training step of an epoch.
         download: fetch the files (163 MiB) from their author's page if they are missing.
 
@@ -66,7 +67,7 @@ class CIFAR10DataModule(ImageDataModule):
         num_workers: int = 0,
         val_size: int | float = 0.1,
         seed: int = 0,
-        augment: bool = True,
+        augment: bool | list[Augmentation] = True,
         drop_last: bool = True,
         download: bool = False,
     ) -> None:

@@ -10,6 +10,7 @@ from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
 from .augment import shift_by_one
+from .augmentations import Augmentation
 from .base import ImageDataModule
 from .images import ImagesInMemory
 
@@ -29,7 +30,7 @@ class DigitsDataModule(ImageDataModule):
         num_workers: processes that read ahead.
         val_size: validation samples, as a fraction of the training set or a number; 0 for none.
         seed: of the split into training and validation, the order and the augmentation.
-        augment: whether training samples are shifted.
+        augment: whether training samples are shifted; or a list of augmentations instead, see :class:`ImageDataModule`.
         drop_last: leave out the last incomplete training step of an epoch.
     """
 
@@ -44,7 +45,7 @@ class DigitsDataModule(ImageDataModule):
         num_workers: int = 0,
         val_size: int | float = 0.1,
         seed: int = 0,
-        augment: bool = False,
+        augment: bool | list[Augmentation] = False,
         drop_last: bool = True,
     ) -> None:
         super().__init__(data_dir, batch_size, eval_batch_size, num_workers, val_size, seed, augment, drop_last)

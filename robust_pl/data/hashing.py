@@ -9,8 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-SPLIT, ORDER, AUGMENT = 1, 2, 3
-"""Purposes: the second part of every key, so that the split, the order and the augmentation are independent."""
+SPLIT, ORDER, AUGMENT, EXTRA, MIX = 1, 2, 3, 4, 5
+"""Purposes: the second part of every key, so that the split, the order, the augmentation and so on are independent."""
 
 
 def _signed(value: int) -> int:
@@ -22,6 +22,7 @@ def _signed(value: int) -> int:
 _GAMMA = _signed(0x9E3779B97F4A7C15)
 _MIX1 = _signed(0xBF58476D1CE4E5B9)
 _MIX2 = _signed(0x94D049BB133111EB)
+_TURNS = 6
 
 
 def _shift(z: Tensor, bits: int) -> Tensor:
@@ -56,3 +57,24 @@ def integers(keys: Tensor, draw: int, high: int) -> Tensor:
 def permutation(n: int, *parts: int) -> Tensor:
     """Int64 (n,): a permutation of 0..n-1 that is a function of the parts only."""
     return hash_keys(*parts, torch.arange(n)).argsort(stable=True)
+
+
+def permuted(position: Tensor, n: int, *parts: int | Tensor) -> Tensor:
+    """Where a permutation of 0..n-1, a function of the parts only, sends the positions; it is never written out.
+
+    A Feistel network permutes the smallest square power of two that holds n, and what falls outside goes through it again
+    until it falls inside (Black and Rogaway 2002). So a few of many millions cost no more than a few.
+    """
+    half = max(1, ((n - 1).bit_length() + 1) // 2)
+    key, mask = hash_keys(*parts), (1 << half) - 1
+
+    def once(z: Tensor) -> Tensor:
+        left, right = z >> half, z & mask
+        for turn in range(_TURNS):
+            left, right = right, left ^ (hash_keys(key, turn, right) & mask)
+        return (left << half) | right
+
+    z = once(position)
+    while (outside := z >= n).any():
+        z = torch.where(outside, once(z), z)
+    return z

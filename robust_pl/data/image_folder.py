@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from .augmentations import Augmentation
 from .base import ImageDataModule
 from .hashing import uniform
 from .images import Images
@@ -34,7 +35,8 @@ class ImageFolderDataModule(ImageDataModule):
         num_workers: processes that read ahead.
         val_size: validation samples, as a fraction of the training set or a number; 0 for none.
         seed: of the split, the order and the augmentation.
-        augment: whether training samples are augmented; if not, they are read like the others.
+        augment: whether training samples are augmented so; if not, they are read like the others. A list of augmentations,
+            see :class:`ImageDataModule`, works on the images so read.
         drop_last: leave out the last incomplete training step of an epoch.
         image_size: height and width that the network sees.
         resize: length of the shorter side before the crop in the middle.
@@ -52,7 +54,7 @@ class ImageFolderDataModule(ImageDataModule):
         num_workers: int = 2,
         val_size: int | float = 0.1,
         seed: int = 0,
-        augment: bool = True,
+        augment: bool | list[Augmentation] = True,
         drop_last: bool = True,
         image_size: int = 224,
         resize: int = 256,

@@ -90,6 +90,11 @@ class TrainOrder:
                 f" in {world_size} process(es): lower batch_size"
             )
 
+    @property
+    def plan(self) -> list[int]:
+        """What an order must have in common with another one to go on where that stopped."""
+        return [self.seed, len(self.index), self.step]
+
     def set_epoch(self, epoch: int) -> None:
         self.epoch = 0 if self.fixed else epoch
 
@@ -131,6 +136,11 @@ class TrainLoader:
     def __len__(self) -> int:
         return len(self.sampler)
 
+    @property
+    def epoch(self) -> int:
+        """The epoch whose batches are being handed out: what its samples' keys were made from."""
+        return self._epoch
+
     def __iter__(self) -> Iterator[Batch]:
         # A generator: Lightning makes its first iterator before it tells the sampler the epoch, so that is read at the
         # first batch. It tells one too many where a run limited by steps resumes from an epoch's end: ask for progress.
@@ -150,21 +160,18 @@ class TrainLoader:
         state, self._resumed = self._resumed, None
         if state is None or state["epoch"] != epoch or state["batches"] >= len(self):
             return 0
-        if state["plan"] != self._plan():
+        if state["plan"] != self.sampler.plan:
             raise ValueError(
                 "a checkpoint from the middle of an epoch was saved with (seed, training samples, samples a step) ="
-                f" {tuple(state['plan'])} and cannot resume with {tuple(self._plan())}: use the same batch_size,"
+                f" {tuple(state['plan'])} and cannot resume with {tuple(self.sampler.plan)}: use the same batch_size,"
                 " processes, val_size and seed, or a checkpoint from an epoch's end"
             )
         # A checkpoint saved while an exception is handled counts a batch that was handed out but not trained on.
         return state["batches"] if completed is None else min(state["batches"], completed)
 
-    def _plan(self) -> list[int]:
-        return [self.sampler.seed, len(self.sampler.index), self.sampler.step]
-
     def state_dict(self) -> dict[str, Any]:
         """Epoch and number of batches handed out: what workers have read ahead does not count."""
-        return {"epoch": self._epoch, "batches": self._handed_out, "plan": self._plan()}
+        return {"epoch": self._epoch, "batches": self._handed_out, "plan": self.sampler.plan}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._resumed = dict(state)
