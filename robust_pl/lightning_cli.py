@@ -30,6 +30,7 @@ from .cli_settings import ReportOptions, Run, StoreConfig, request_of
 from .commands import AUDIT
 from .data import ImageDataModule
 from .methods import Method
+from .nets.reference import resolve
 from .run_folder import RunFolder, hardware, versions
 
 
@@ -151,9 +152,15 @@ class RobustCLI(LightningCLI):
             # As seen from the folder that holds the evaluation's, so that both can move together.
             beside = Path(evaluation.output_dir).parent if evaluation.output_dir else run.path
             evaluation.notes["checkpoint"] = os.path.relpath(os.path.realpath(checkpoint), os.path.realpath(beside))
-            if cost := cost_in(checkpoint):
-                evaluation.notes["cost"] = cost
+        if cost := self._cost():
+            evaluation.notes["cost"] = cost
         return evaluation
+
+    def _cost(self) -> dict[str, Any] | None:
+        """What the training of the tested weights cost, where their file says so."""
+        config = self.config[self.subcommand]
+        tested = config.get("ckpt_path") or config.get("model.init_args.weights")
+        return cost_in(resolve(tested).path) if tested and self.subcommand in ("test", "predict") else None
 
     def _prepare_subcommand_kwargs(self, subcommand: str) -> dict[str, Any]:
         kwargs = super()._prepare_subcommand_kwargs(subcommand)
