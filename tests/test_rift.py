@@ -116,7 +116,7 @@ def test_modules_that_count() -> None:
 
 def test_the_least_critical_module_is_chosen(start: Path) -> None:
     method = fit(rift(start, interpolations=1), epochs=1)
-    assert set(method.found) == set(weighted_modules(method.net)) and list(method.found)[0] == method.module
+    assert set(method.found) == set(weighted_modules(method.net)) and next(iter(method.found)) == method.module
     assert list(method.found.values()) == sorted(method.found.values())
     named = fit(rift(start, module="layers.3"), epochs=1)
     assert named.module == "layers.3" and named.found == {}
@@ -212,7 +212,7 @@ def test_the_tables_are_measured_as_an_evaluation_would(start: Path) -> None:
 
 
 def test_passes(start: Path) -> None:
-    """24 training samples in 3 batches, 24 validation samples in 3; 5 modules, 2 epochs of ascent over 24 samples in 2 parts."""
+    """24 training and 24 validation samples in 3 batches each; 5 modules, 2 epochs of ascent over 24 samples in 2 parts."""
     net = Counted()
     method = rift(start, net, interpolations=2)
     method._checked = {True, False}

@@ -15,6 +15,7 @@ __getattr__, __dir__, __all__ = attach(
         "LayerwiseTWA": "averaging.layerwise_twa",
         "Method": "base",
         "PGDAT": "adversarial.pgd_at",
+        "PubDef": "adversarial.pub_def",
         "RiFT": "adversarial.rift",
         "RobustWeightSignature": "averaging.robust_weight_signature",
         "StandardTraining": "natural.standard",
