@@ -377,6 +377,8 @@ def test_few_models_are_in_memory_at_a_time(tmp_path: Path, monkeypatch: pytest.
     [
         (lambda path: UniformSoup(SmallCNN(width=8), path), {}, r"0\.safetensors holds layers\.0\.weight of shape"),
         (lambda path: UniformSoup(SmallCNN(width=4), [path + "/0.safetensors"]), {}, "at least two"),
+        (lambda path: GreedySoup(SmallCNN(width=4), path, skip=3), {}, r"name 4 network\(s\) and skip=3 leaves 1"),
+        (lambda path: LearnedSoup(SmallCNN(width=4), path, skip=-1), {}, "skip=-1"),
         (lambda path: UniformSoup(SmallCNN(width=4), path, batches=-1), {}, "batches=-1"),
         (lambda path: LearnedSoup(SmallCNN(width=4), path, layer_size=-1), {}, "layer_size=-1"),
         (lambda path: LearnedSoup(SmallCNN(width=4), path), {"precision": "16-true"}, "bf16-mixed or 32"),

@@ -30,6 +30,7 @@ class GreedySoup(Assembled):
 
     Args:
         ingredients: folder or list of weights, see :func:`.ingredients.read_ingredients`.
+        skip: leave out so many of the first, such as a trajectory's beginning.
         attack: under which accuracy counts, and BatchNorm's statistics are computed again; None counts clean accuracy.
         batches: for these statistics, training batches of each process; 0 averages the ingredients' statistics instead, which
             are those of other activations than the soup's.
@@ -44,14 +45,15 @@ class GreedySoup(Assembled):
         net: nn.Module,
         ingredients: Ingredients,
         attack: Attack | None = None,
+        skip: int = 0,
         batches: int = 100,
         num_classes: int = 10,
     ) -> None:
         super().__init__(net, attack, batches, num_classes)
-        self.ingredients = ingredients
+        self.ingredients, self.skip = ingredients, skip
 
     def check(self) -> None:
-        self._samples = read_ingredients(self.ingredients, self.net)
+        self._samples = read_ingredients(self.ingredients, self.net, self.skip)
 
     def assemble(self) -> dict[str, Any]:
         scores = []

@@ -15,18 +15,21 @@ from ...nets.trajectory import FOLDER, Trajectory, read_trajectory
 Ingredients = str | list[str]
 
 
-def read_ingredients(ingredients: Ingredients, net: nn.Module) -> Trajectory:
+def read_ingredients(ingredients: Ingredients, net: nn.Module, skip: int = 0) -> Trajectory:
     """Weights under the names of ``net``, read only when they are asked for.
 
     Args:
         ingredients: a folder: of a run with a trajectory, of checkpoints, or of several runs (``best.ckpt`` of each, else
             ``last.ckpt``); or a list of references, each ``PATH`` or ``PATH#ema``.
         net: the network.
+        skip: leave out so many of the first, such as a trajectory's beginning.
 
     Raises:
         FileNotFoundError: if there is nothing.
-        ValueError: if there are fewer than two, or one is of another network.
+        ValueError: if skip is negative, fewer than two are left, or one is of another network.
     """
+    if skip < 0:
+        raise ValueError(f"skip={skip} must be at least 0")
     source: Ingredients = ingredients
     if isinstance(ingredients, str):
         path, average = split(ingredients)
@@ -34,10 +37,11 @@ def read_ingredients(ingredients: Ingredients, net: nn.Module) -> Trajectory:
         runs = sorted(p.parent for p in folder.glob("*/checkpoints")) if folder.is_dir() else []
         if runs and not (folder / FOLDER).is_dir() and not (folder / "checkpoints").is_dir():
             source = [f"{run}#{average}" if average else str(run) for run in runs]
-    found = read_trajectory(source).of(net)
-    if len(found) < 2:
-        raise ValueError(f"ingredients={ingredients!r} name one network: a soup needs at least two")
-    return found
+    found = read_trajectory(source)
+    if len(found) - skip < 2:
+        left = f" and skip={skip} leaves {max(len(found) - skip, 0)}" if skip else ""
+        raise ValueError(f"ingredients={ingredients!r} name {len(found)} network(s){left}: a soup needs at least two")
+    return found[skip:].of(net)
 
 
 def parameters_of(net: nn.Module) -> dict[str, Tensor]:

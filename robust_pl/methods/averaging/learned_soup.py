@@ -34,6 +34,7 @@ class LearnedSoup(Method):
 
     Args:
         ingredients: folder or list of weights, see :func:`.ingredients.read_ingredients`.
+        skip: leave out so many of the first, such as a trajectory's beginning.
         attack: of the images that the coefficients are learned on; None takes clean ones.
         softmax: keep coefficients positive with sum 1. Otherwise they are free, and may extrapolate.
         layer_size: None learns one coefficient an ingredient; otherwise each block of consecutive tensors that together have
@@ -53,6 +54,7 @@ class LearnedSoup(Method):
         net: nn.Module,
         ingredients: Ingredients,
         attack: Attack | None = None,
+        skip: int = 0,
         softmax: bool = True,
         layer_size: int | None = None,
         optimizer: OptimizerFactory = lambda params: AdamW(params, lr=0.1, weight_decay=0.0),
@@ -62,7 +64,7 @@ class LearnedSoup(Method):
         super().__init__(net, attack, optimizer, schedule, num_classes=num_classes)
         if layer_size is not None and layer_size < 0:
             raise ValueError(f"layer_size={layer_size} must be at least 0, or null for one coefficient an ingredient")
-        self.ingredients, self.softmax, self.layer_size = ingredients, softmax, layer_size
+        self.ingredients, self.skip, self.softmax, self.layer_size = ingredients, skip, softmax, layer_size
         self.coefficients = torch.zeros(0, 0)
         """What the optimizer moves, (m, L) for L blocks: with softmax, its logits. It has no place in the state dict, so that a
         soup is loaded like any network, without its ingredients."""
@@ -86,7 +88,7 @@ class LearnedSoup(Method):
         if str(self.trainer.precision) in ("16-mixed", "16-true"):
             raise ValueError(f"precision 16 scales gradients before {name} reads them: choose precision bf16-mixed or 32")
         refuse_averages(self.trainer, self)
-        self._samples = read_ingredients(self.ingredients, self.net)
+        self._samples = read_ingredients(self.ingredients, self.net, self.skip)
         self._block = blocks({n: p.numel() for n, p in parameters_of(self.net).items()}, self.layer_size)
 
     # Coefficients in the place of weights ----------------------------------------------------------------------------

@@ -49,6 +49,7 @@ class MEHLSoup(LearnedSoup):
         net: nn.Module,
         ingredients: Ingredients,
         attack: Attack | None = None,
+        skip: int = 0,
         models: int = 18,
         epochs: int = 5,
         layer_size: int | None = None,
@@ -59,7 +60,7 @@ class MEHLSoup(LearnedSoup):
         num_classes: int = 10,
     ) -> None:
         super().__init__(
-            net, ingredients, attack, False, layer_size, optimizer, schedule or Cosine(warmup=0.2), num_classes=num_classes
+            net, ingredients, attack, skip, False, layer_size, optimizer, schedule or Cosine(warmup=0.2), num_classes
         )
         for name, value in (("models", models), ("epochs", epochs)):
             if value < 1:

@@ -19,6 +19,7 @@ class UniformSoup(Assembled):
 
     Args:
         ingredients: folder or list of weights, see :func:`.ingredients.read_ingredients`.
+        skip: leave out so many of the first, such as a trajectory's beginning.
         attack: attacks the images that BatchNorm's statistics are computed again from; None takes clean ones.
         batches: for these statistics, training batches of each process; 0 averages the ingredients' statistics instead, which
             are those of other activations than the soup's.
@@ -33,14 +34,15 @@ class UniformSoup(Assembled):
         net: nn.Module,
         ingredients: Ingredients,
         attack: Attack | None = None,
+        skip: int = 0,
         batches: int = 100,
         num_classes: int = 10,
     ) -> None:
         super().__init__(net, attack, batches, num_classes)
-        self.ingredients = ingredients
+        self.ingredients, self.skip = ingredients, skip
 
     def check(self) -> None:
-        self._samples = read_ingredients(self.ingredients, self.net)
+        self._samples = read_ingredients(self.ingredients, self.net, self.skip)
 
     def assemble(self) -> dict[str, Any]:
         write(self.net, mean_of(self._samples, self.net))
