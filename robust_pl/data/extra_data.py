@@ -176,7 +176,7 @@ class MixedOrder(TrainOrder):
         draw = self._mine(self.generated)
         generated = permuted(draw % self.count, self.count, self.seed, EXTRA, epoch, draw // self.count)
         batches = torch.cat([real, self.first + generated], 1)
-        mixed = hash_keys(self.seed, MIX, epoch, self._mine(self.batch_size)).argsort(1, stable=True)
+        mixed = hash_keys(self.seed, MIX, epoch, self._mine(self.batch_size)).argsort(dim=1, stable=True)
         return list(batches.gather(1, mixed))
 
     def _mine(self, size: int) -> Tensor:

@@ -44,8 +44,8 @@ class ExtraImages(Images):
         self.channels_last = check_images(images, image_shape)
         if labels.dtype.kind not in "iu" or labels.shape != images.shape[:1]:
             raise ValueError(
-                f"{labels.path} holds labels of type {labels.dtype} and shape {labels.shape} for {len(images)} images: they must "
-                "be whole numbers, one an image"
+                f"{labels.path} holds labels of type {labels.dtype} and shape {labels.shape} for {len(images)} images: they "
+                "must be whole numbers, one an image"
             )
         for start in range(0, len(labels), _CHUNK):
             some = labels.read(slice(start, start + _CHUNK))
@@ -91,12 +91,8 @@ def check_images(images: MappedArray, image_shape: tuple[int, int, int]) -> bool
     """Whether channels come last; refuse what are not 8-bit images of the set's shape."""
     channels, height, width = image_shape
     last = images.shape[1:] == (height, width, channels)
-    if (
-        images.dtype != np.uint8
-        or not len(images.shape) == 4
-        or not (last or images.shape[1:] == image_shape)
-        or not len(images)
-    ):
+    fits = last or images.shape[1:] == tuple(image_shape)
+    if images.dtype != np.uint8 or not fits or not len(images):
         raise ValueError(
             f"{images.path} holds images of type {images.dtype} and shape {images.shape}: the data need uint8 of shape "
             f"(N, {height}, {width}, {channels}) or (N, {channels}, {height}, {width}), 255 being white"
@@ -144,7 +140,7 @@ def pseudo_labels(
             logits = teacher(pixels(images, part, last).to(device).to(torch.float32).div_(255))
             if logits.shape[1] != num_classes:
                 raise ValueError(
-                    f"the teacher returns {logits.shape[1]} logits and the data have {num_classes} classes: name another"
+                    f"the teacher returns {logits.shape[1]} logits for {num_classes} classes: name one of these data"
                 )
             labels[part] = logits.argmax(1).cpu().numpy()
     teacher.cpu()
