@@ -9,8 +9,26 @@ from typing import Any
 
 import torch
 
-from robust_pl.callbacks import PGD
-from robust_pl.methods import PGDAT, TRADES, TWA, LayerwiseTWA, Method, StandardTraining, SubspaceAT
+from robust_pl.callbacks import FGSM, PGD, NoisyFGSM
+from robust_pl.methods import (
+    FGSMAT,
+    FGSMLAW,
+    FR,
+    MART,
+    NFGSM,
+    PGDAT,
+    SAR,
+    TRADES,
+    TWA,
+    FastAT,
+    GradAlign,
+    LayerwiseTWA,
+    LearnedSoup,
+    MEHLSoup,
+    Method,
+    StandardTraining,
+    SubspaceAT,
+)
 from robust_pl.nets import SmallCNN
 
 EPS = 0.1
@@ -50,6 +68,15 @@ METHODS: dict[str, Case] = {
     "StandardTraining": Case(lambda optimizer, _: StandardTraining(net(), optimizer=optimizer)),
     "PGDAT": Case(lambda optimizer, _: PGDAT(net(), PGD(EPS, steps=2), optimizer)),
     "TRADES": Case(lambda optimizer, _: TRADES(net(), PGD(EPS, steps=2, random_start="normal"), optimizer=optimizer)),
+    "MART": Case(lambda optimizer, _: MART(net(), PGD(EPS, steps=2, random_start="normal"), optimizer=optimizer)),
+    "FastAT": Case(lambda optimizer, _: FastAT(net(), optimizer=optimizer)),
+    "FGSMAT": Case(lambda optimizer, _: FGSMAT(net(), optimizer=optimizer)),
+    "NFGSM": Case(lambda optimizer, _: NFGSM(net(), NoisyFGSM(EPS), optimizer)),
+    "GradAlign": Case(lambda optimizer, _: GradAlign(net(), FGSM(EPS, bn_mode="train"), optimizer=optimizer)),
+    "FGSMLAW": Case(lambda optimizer, _: FGSMLAW(net(), optimizer=optimizer)),
+    "FGSMLAW, start": Case(lambda optimizer, _: FGSMLAW(net(), reference="start", optimizer=optimizer)),
+    "FR": Case(lambda optimizer, _: FR(net(), PGD(EPS, steps=2), optimizer=optimizer)),
+    "SAR": Case(lambda optimizer, _: SAR(net(), PGD(EPS, steps=2), optimizer=optimizer)),
     "SubspaceAT": Case(
         lambda optimizer, folder: SubspaceAT(net(), str(folder / "base"), PGD(EPS, steps=2), dim=2, optimizer=optimizer),
         moves=True,
@@ -57,6 +84,16 @@ METHODS: dict[str, Case] = {
     "TWA": Case(lambda optimizer, folder: TWA(net(), str(folder / "base"), optimizer=optimizer, batches=0), moves=True),
     "LayerwiseTWA": Case(
         lambda optimizer, folder: LayerwiseTWA(net(), str(folder / "base"), PGD(EPS, steps=2), optimizer=optimizer, batches=0),
+        refuses=dict.fromkeys(("AWP", "SAM"), "its steps move coefficients") | {"EMA": "moves no weights"},
+        moves=True,
+    ),
+    "LearnedSoup": Case(
+        lambda optimizer, folder: LearnedSoup(net(), str(folder / "base"), PGD(EPS, steps=2), optimizer=optimizer),
+        refuses=dict.fromkeys(("AWP", "SAM"), "its steps move coefficients") | {"EMA": "moves no weights"},
+        moves=True,
+    ),
+    "MEHLSoup": Case(
+        lambda optimizer, folder: MEHLSoup(net(), str(folder / "base"), models=2, epochs=1, layer_size=0, optimizer=optimizer),
         refuses=dict.fromkeys(("AWP", "SAM"), "its steps move coefficients") | {"EMA": "moves no weights"},
         moves=True,
     ),
