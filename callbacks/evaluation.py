@@ -13,8 +13,7 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from ..metrics.scoreboard import Row
-from ..nets.averages import Average
-from ..nets.reference import AVERAGES_KEY
+from ..nets.averages import Average, averages_in
 from .outcome import EvaluationAttack, Outcome, check_index, check_names
 from .track import Track, twins
 from .weights.averaging import begun_averages
@@ -164,8 +163,7 @@ class RobustEvaluation(Callback):
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         if trainer.state.fn == "fit":
             return
-        saved = checkpoint.get(AVERAGES_KEY, {}).items()
-        self._follow([Average(name, average["weights"]) for name, average in saved if average["weights"]])
+        self._follow(averages_in(checkpoint))
         self._open_stores(trainer, trainer.state.fn.value)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:

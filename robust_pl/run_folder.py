@@ -2,7 +2,7 @@
 
 ``<output_dir>/<name>/`` holds ``config.yaml``, ``run.json`` (versions, seed, the run's wandb id), ``checkpoints/best.ckpt``
 and ``last.ckpt``, ``metrics/version_*/metrics.csv``, ``images/``, ``wandb/`` and, for each test or predict, a folder with
-the outcome of every sample.
+the outcome of every sample; that of averaged weights lies beside it, such as ``test-ema/``.
 """
 
 from __future__ import annotations

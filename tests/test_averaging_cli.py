@@ -124,6 +124,16 @@ def test_monitors(robust_pl: CLI, tiny: Path, capsys: pytest.CaptureFixture[str]
     # Tested by a config that knows of no average.
     robust_pl("test", "-c", tiny, "--ckpt_path", "runs/late/checkpoints/best.ckpt")
     assert Path("runs/late/test-swa/report.md").is_file()
+    # Whoever writes a checkpoint chooses no folder, and no other network.
+    content = torch.load("runs/late/checkpoints/best.ckpt", weights_only=True)
+    average = content["robust_pl_averages"].pop("swa")
+    short = {"weights": {name: tensor[:1] for name, tensor in average["weights"].items()}}
+    for name, broken, message in (("../x", average, "is none that this library writes"), ("swa", short, "another network")):
+        content["robust_pl_averages"] = {name: broken}
+        torch.save(content, "broken.ckpt")
+        with pytest.raises(SystemExit):
+            robust_pl("test", "-c", tiny, "--ckpt_path", "broken.ckpt")
+        assert message in capsys.readouterr().err
 
 
 @pytest.mark.slow

@@ -34,6 +34,22 @@ def test_ratios_are_taken_between_neighbours(timing):
     assert (summary["ours_median_s"], summary["lean_median_s"]) == (3.0, 2.0)
 
 
+def test_callbacks_report_a_ratio_each(tmp_path):
+    file = tmp_path / "callbacks.json"
+    command = "--net SmallCNN --batch-size 8 --steps 2 --pairs 2 --threads 1 --json"
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.callbacks", *command.split(), str(file)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    report = json.loads(file.read_text())
+    assert len(report["EMA"]["ours_s"]) == len(report["EMA"]["lean_s"]) == 2
+    assert "with the defaults at most 1.02" in done.stdout
+
+
 def test_overhead_reports_both_ratios(tmp_path):
     file = tmp_path / "overhead.json"
     command = "--net SmallCNN --batch-size 8 --steps 2 --pairs 2 --threads 1 --json"
