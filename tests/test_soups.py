@@ -369,6 +369,32 @@ def test_few_models_are_in_memory_at_a_time(tmp_path: Path, monkeypatch: pytest.
     assert 7 <= learned < 8, "the count must be able to see them"
 
 
+def test_candidates_meet_the_same_noise(tmp_path: Path) -> None:
+    """Random numbers belong to samples: how they are batched changes nothing, nor does the order of the ingredients."""
+    path, scores = cnns(tmp_path / "in", 3), []
+    for batch_size, order in ((7, (0, 1, 2)), (40, (2, 0, 1))):
+        torch.manual_seed(batch_size)
+        attack = PGD(0.05, steps=2, random_start=True)
+        soup = GreedySoup(SmallCNN(width=4), [f"{path}/{i}.safetensors" for i in order], attack, batches=0)
+        Trainer(**QUIET).fit(soup, DigitsDataModule(eval_batch_size=batch_size))
+        scores.append(dict(zip(order, soup.made_of["scores"], strict=True)))
+    assert scores[0] == scores[1]
+
+
+def test_greedy_needs_held_out_samples(tmp_path: Path) -> None:
+    ingredients, loader = planted(tmp_path / "in", [1.0] * 8, [2.0] * 8)
+    with pytest.raises(ValueError, match="held-out samples and there are none"):
+        Trainer(**QUIET).fit(GreedySoup(Table([0.0] * 8), ingredients, num_classes=2), loader)
+
+
+class Shallow(SmallCNN):
+    """Every tensor that it has fits the ingredients, which have more."""
+
+    def __init__(self) -> None:
+        super().__init__(width=4)
+        self.layers = self.layers[:6]
+
+
 # What is refused -----------------------------------------------------------------------------------------------------
 
 
@@ -376,6 +402,7 @@ def test_few_models_are_in_memory_at_a_time(tmp_path: Path, monkeypatch: pytest.
     ("build", "more", "message"),
     [
         (lambda path: UniformSoup(SmallCNN(width=8), path), {}, r"0\.safetensors holds layers\.0\.weight of shape"),
+        (lambda path: UniformSoup(Shallow(), path), {}, r"holds layers\.\d+\.\w+, which the network lacks"),
         (lambda path: UniformSoup(SmallCNN(width=4), [path + "/0.safetensors"]), {}, "at least two"),
         (lambda path: GreedySoup(SmallCNN(width=4), path, skip=3), {}, r"name 4 network\(s\) and skip=3 leaves 1"),
         (lambda path: LearnedSoup(SmallCNN(width=4), path, skip=-1), {}, "skip=-1"),

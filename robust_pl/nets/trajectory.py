@@ -120,7 +120,8 @@ class Trajectory(Sequence[Sample]):
     def of(self, module: nn.Module) -> Trajectory:
         """The same under the names that ``module`` gives its parameters and buffers, whatever prefixes the files use.
 
-        Every trainable parameter must be in every sample, in its shape; of buffers, those that are there are kept.
+        Every trainable parameter must be in every sample, in its shape, and beside them nothing that the network lacks; of
+        buffers, those that are there are kept.
 
         Args:
             module: a network, or a training module that holds it.
@@ -130,10 +131,18 @@ class Trajectory(Sequence[Sample]):
         """
         needed = {name: tuple(p.shape) for name, p in module.named_parameters() if p.requires_grad}
         wanted = {name: tuple(t.shape) for name, t in module.state_dict(keep_vars=True).items() if isinstance(t, Tensor)}
+        roots = {name.partition(".")[0] for name in needed}
+        root = f"{roots.pop()}." if len(roots) == 1 else ""  # beside it a training module may keep other things
+        known = wanted.keys() | dict(module.named_buffers()).keys()
         matched = []
         for sample in self._samples:
             taken, put = _best_prefixes(sample, wanted)
             names = {put + name[len(taken) :]: name for name in sample if name.startswith(taken)}
+            unknown = next((names[name] for name in names if name.startswith(root) and name not in known), None)
+            if unknown is not None:
+                raise ValueError(
+                    f"{sample.label} holds {unknown}, which the network lacks: it holds the weights of another network"
+                )
             names = {name: names[name] for name in wanted if name in names}
             for name, shape in needed.items():
                 if name not in names:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterator
+from itertools import chain
 from typing import Any
 
 import torch
@@ -89,13 +90,14 @@ class Assembled(Method):
         Raises:
             ValueError: if there are none.
         """
-        loader = self.trainer.val_dataloaders
-        if not loader:
+        loaders = self.trainer.val_dataloaders
+        loaders = loaders if isinstance(loaders, list) else [] if loaders is None else [loaders]
+        if not loaders:
             raise ValueError(
                 f"{type(self).__name__} chooses on held-out samples and there are none: set data.init_args.val_size"
             )
         first = 0
-        for batch in loader:
+        for batch in chain(*loaders):
             x, y, *index = self.trainer.strategy.batch_to_device(batch)
             yield x, y, index[0] if index else torch.arange(first, first + len(x), device=x.device)
             first += len(x)
