@@ -9,7 +9,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-from robust_pl.data import DigitsDataModule
+from robust_pl.data import DigitsDataModule, ImageDataModule
 
 
 class Recorder(LightningModule):
@@ -20,6 +20,7 @@ class Recorder(LightningModule):
         self.layer = torch.nn.Linear(64, 10)
         self.seen: list[tuple[int, int, list[int], float]] = []
         self.validated: list[list[int]] = []
+        self.validated_pixels: list[float] = []
         self.fail_at = fail_at
 
     def training_step(self, batch, batch_idx):
@@ -31,6 +32,7 @@ class Recorder(LightningModule):
 
     def validation_step(self, batch, batch_idx):
         self.validated.append(batch[2].tolist())
+        self.validated_pixels.append(float(batch[0].double().sum()))
 
     def configure_optimizers(self):
         return torch.optim.SGD(self.parameters(), lr=0.01)
@@ -59,9 +61,14 @@ class SaveAt(Callback):
         self._save(trainer, f"epoch{self.batches}")
 
 
-def fit(tmp_path: Path, workers: int = 0, ckpt: Path | None = None, callbacks=(), fail_at=None, **kwargs) -> Recorder:
+def fit(tmp_path: Path, workers: int = 0, **kwargs) -> Recorder:
+    return fit_module(tmp_path, DigitsDataModule(batch_size=256, num_workers=workers, augment=True), **kwargs)
+
+
+def fit_module(
+    tmp_path: Path, data: ImageDataModule, ckpt: Path | None = None, callbacks=(), fail_at=None, **kwargs
+) -> Recorder:
     module = Recorder(fail_at)
-    data = DigitsDataModule(batch_size=256, num_workers=workers, augment=True)
     trainer = Trainer(
         default_root_dir=tmp_path,
         accelerator="cpu",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -39,7 +40,7 @@ class CutMix(Augmentation):
 
         self.alpha, self.probability = alpha, probability
         # Quantiles, since a Beta number that is accepted or rejected would make the device wait.
-        self._quantiles = torch.from_numpy(betaincinv(alpha, alpha, torch.linspace(0, 1, _KNOTS + 1, dtype=torch.float64)))
+        self._quantiles = torch.from_numpy(betaincinv(alpha, alpha, np.linspace(0, 1, _KNOTS + 1)))
 
     def __call__(self, x: Tensor, y: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
         height, width = x.shape[2:]
