@@ -387,6 +387,34 @@ def test_greedy_needs_held_out_samples(tmp_path: Path) -> None:
         Trainer(**QUIET).fit(GreedySoup(Table([0.0] * 8), ingredients, num_classes=2), loader)
 
 
+class Counted(nn.Module):
+    """Counts the images that go through it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.margins = nn.Parameter(torch.zeros(8))
+        self.images = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.images += len(x)
+        return Table.forward(self, x)
+
+
+def test_passes(tmp_path: Path) -> None:
+    ingredients, loader = planted(tmp_path / "in", *([float(i + 1)] * 8 for i in range(4)))
+    attack = PGD(0.1, steps=3)
+    learned = LearnedSoup(Counted(), ingredients, attack, num_classes=2)
+    learned._checked = {True, False}
+    Trainer(max_epochs=2, limit_val_batches=0, **QUIET).fit(learned, loader)
+    assert learned.net.images == 2 * 8 * (3 + 1), "the attack and one more pass a step"
+    greedy = GreedySoup(Counted(), ingredients, FGSM(0.1), num_classes=2)
+    evaluated = []
+    accuracy = greedy._accuracy
+    greedy._accuracy = lambda: (evaluated.append(greedy.net.images), accuracy())[1]  # type: ignore[method-assign]
+    Trainer(num_sanity_val_steps=0, **QUIET).fit(greedy, loader, loader)
+    assert len(evaluated) == 4 + 3 and set(torch.tensor(evaluated).diff().tolist()) == {8 * 2}
+
+
 class Shallow(SmallCNN):
     """Every tensor that it has fits the ingredients, which have more."""
 
