@@ -34,6 +34,7 @@ __getattr__, __dir__, __all__ = attach(
         "MIM": "attacks.mim",
         "NES": "attacks.nes",
         "NIM": "attacks.nim",
+        "NoisyFGSM": "attacks.noisy_fgsm",
         "PGD": "attacks.pgd",
         "ProgressBar": "progress",
         "QueryNet": "attacks.querynet",

@@ -18,6 +18,7 @@ from .best import Best
 from .checks import (
     COMPLAINTS,
     DEFAULT_EPS,
+    RANDOM_STARTS,
     Number,
     RandomStart,
     check_eps,
@@ -46,7 +47,8 @@ class Attack(EvaluationAttack):
     Args:
         eps: radius of the ball in units of the pixel range [0, 1]: a number, ``"8/255"`` in YAML, or a tensor (B, 1, 1, 1).
         norm: ``linf``, ``l2`` or ``l1``.
-        random_start: False starts at x; True at a random point of the ball; ``normal`` at x + 0.001 * N(0, 1) (TRADES).
+        random_start: False starts at x; True at a random point of the ball; ``normal`` at x + 0.001 * N(0, 1) (TRADES);
+            ``bernoulli`` at x plus or minus eps / 2 in each entry (linf alone).
         restarts: independent tries. Later ones run on the samples that still stand; each costs one more forward pass.
         targeted: ``y`` then is the label to reach. As an evaluation attack it aims at a random other class.
         objective: what is maximised: ``ce`` cross-entropy, ``kl`` the divergence from the clean prediction, ``margin`` the
@@ -60,6 +62,8 @@ class Attack(EvaluationAttack):
 
     per_sample: bool = True
     """Whether the outcome for a sample depends on that sample alone; False where samples of a batch learn from each other."""
+    overshoot: float = 1.0
+    """How far from x the result may lie, in units of eps. Above 1 the attack is one for training alone."""
 
     def __init__(
         self,
@@ -77,8 +81,10 @@ class Attack(EvaluationAttack):
         choose("bn_mode", bn_mode, BN_MODES)
         if objective is not None:
             choose("objective", objective, tuple(OBJECTIVES))
-        if random_start not in (True, False, "normal"):
-            raise ValueError(f"random_start={random_start!r} is unknown: choose True, False or 'normal'")
+        if random_start not in RANDOM_STARTS:
+            raise ValueError(f"random_start={random_start!r} is unknown: choose True, False, 'normal' or 'bernoulli'")
+        if random_start == "bernoulli" and norm != "linf":
+            raise ValueError(f"random_start='bernoulli' is a corner of a cube and norm is {norm!r}: choose True")
         if restarts < 1:
             raise ValueError(f"restarts={restarts} must be at least 1")
         if objective == "kl":
@@ -190,7 +196,7 @@ class Attack(EvaluationAttack):
             self._verify("gradient", problem.ledger.bad_gradient, careful)
             self._verify("result", outside_box(x_adv), careful, x_adv)
             norms = size(delta, self.norm)
-            self._verify("ball", outside_ball(norms, radius, self.norm), careful, norms)
+            self._verify("ball", outside_ball(norms, radius * self.overshoot, self.norm), careful, norms)
         self.calls += 1
         self.samples += len(x)
         ledger = problem.ledger
@@ -237,6 +243,8 @@ class Attack(EvaluationAttack):
 
     def aim(self, y: Tensor, num_classes: int, index: Tensor) -> Tensor:
         """Labels that an evaluation passes to the attack: ``y``, or for a targeted attack a random other class, (B,)."""
+        if self.overshoot > 1:
+            raise ValueError(f"{type(self).__name__} leaves the ball and is for training alone: evaluate with PGD, say")
         if not self.targeted:
             return y
         draws = SampleDraws((self.seed, "target"), index)

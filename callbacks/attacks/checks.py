@@ -13,7 +13,8 @@ from ...functional.losses import hard
 from ...functional.ratio import Ratio
 
 Number = Ratio | float
-RandomStart = bool | Literal["normal"]
+RandomStart = bool | Literal["normal", "bernoulli"]
+RANDOM_STARTS: tuple[RandomStart, ...] = (False, True, "normal", "bernoulli")
 DEFAULT_EPS = Ratio("8/255")
 _BOX_TOLERANCE = 1e-6
 _SOFTMAX_TOLERANCE = 1e-4

@@ -154,7 +154,8 @@ class Problem:
         return geometry.size(x_adv - self.x, self.norm)
 
     def random_start(self, kind: RandomStart) -> Tensor:
-        """Where to begin: ``x``, a random point of the ball, or (``normal``) TRADES' x + 0.001 * N(0, 1).
+        """Where to begin: ``x``, a random point of the ball, or (``normal``) TRADES' x + 0.001 * N(0, 1), or
+        (``bernoulli``) x plus or minus eps / 2 in each entry.
 
         linf: uniform in the ball. l2 and l1: a random direction times U(0, 1) * eps, the direction Gaussian for l2 and
         Laplacian for l1.
@@ -163,6 +164,8 @@ class Problem:
             return self.x
         if kind == "normal":
             return self.x + _TRADES_START * self.draws.normal(self.x)
+        if kind == "bernoulli":
+            return self.project(self.x + self.eps / 2 * (self.draws.uniform(self.x) - 0.5).sign())
         if self.norm == "linf":
             return self.project(self.x + self.eps * (2 * self.draws.uniform(self.x) - 1))
         direction = self.draws.normal(self.x)

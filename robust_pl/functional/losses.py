@@ -5,6 +5,9 @@ Logits have shape (B, K). Labels ``y`` are int64 (B,), or float (B, K) where Cut
 
 from __future__ import annotations
 
+from typing import Literal
+
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -78,3 +81,60 @@ def trades(logits: Tensor, logits_adv: Tensor, y: Tensor, beta: float) -> Tensor
     The KL term is summed over classes and averaged over the batch, and the gradient flows through both of its arguments.
     """
     return F.cross_entropy(logits, y) + beta * kl_divergence(logits_adv, logits).mean()
+
+
+def mart(logits: Tensor, logits_adv: Tensor, y: Tensor, beta: float) -> Tensor:
+    """MART (Wang et al. 2020, openreview rklOg6EFwS): boosted CE + beta * KL(clean || adversarial) * (1 - p_y), a scalar.
+
+    With q the adversarial and p the clean probabilities, the boosted cross-entropy is -log q_y - log(1.0001 - max q_k + 1e-12)
+    over wrong classes k. As in the authors' code, the weight is 1.0000001 - p_y, log(q + 1e-12) enters the divergence, and no
+    gradient is stopped: it flows through both logits and through the weight. Mixed labels count as their largest entry. Half
+    precision, in which 1.0001 is 1, is computed in float32.
+    """
+    p, q = wide(logits).softmax(1), wide(logits_adv).softmax(1)
+    label = hard(y).unsqueeze(1)
+    wrong = q.scatter(1, label, -1.0).amax(1)
+    boosted = F.cross_entropy(wide(logits_adv), label.squeeze(1)) - (1.0001 - wrong + _TINY).log().mean()
+    divergence = F.kl_div((q + _TINY).log(), p, reduction="none").sum(1)
+    return boosted + beta * (divergence * (1.0000001 - p.gather(1, label).squeeze(1))).mean()
+
+
+FourierMode = Literal["batch2d", "class1d"]
+FOURIER_MODES: tuple[FourierMode, ...] = ("batch2d", "class1d")
+Distance = Literal["l1", "l2", "cosine"]
+DISTANCES: tuple[Distance, ...] = ("l1", "l2", "cosine")
+
+
+def frequency_regularization(logits: Tensor, logits_adv: Tensor, mode: FourierMode = "batch2d") -> Tensor:
+    """Frequency regularization (Huang et al. 2022, arXiv 2212.12732): mean |Re| and |Im| of the spectrum of the difference.
+
+    The transform is not normalised, and the mean is over all real and imaginary parts. ``batch2d``, that of the authors' code,
+    transforms the matrix (B, K) along both axes, so its size grows with the square root of the batch; ``class1d``, that of the
+    paper's text, transforms each sample's logits by itself. The gradient flows through both arguments. Half precision, for
+    which there is no transform, is computed in float32.
+    """
+    return spectral_distance(logits, logits_adv, mode, "l1")
+
+
+def spectral_distance(outputs: Tensor, outputs_adv: Tensor, mode: FourierMode, distance: Distance) -> Tensor:
+    """Distance between the spectra of two outputs (B, K), a scalar.
+
+    ``l1`` and ``l2`` are means of absolute and squared differences over all real and imaginary parts; by Parseval's theorem l2
+    is that of the outputs themselves times K / 2, or B K / 2 for ``batch2d``. ``cosine`` is one minus the cosine between the
+    spectra as real vectors, of each sample for ``class1d`` and of the whole batch for ``batch2d``.
+    """
+    if distance == "cosine":
+        start = 0 if mode == "batch2d" else 1
+        a, b = (torch.view_as_real(_spectrum(wide(t), mode)).flatten(start) for t in (outputs, outputs_adv))
+        return 1 - F.cosine_similarity(a, b, dim=-1).mean()
+    parts = torch.view_as_real(_spectrum(wide(outputs) - wide(outputs_adv), mode))
+    return parts.abs().mean() if distance == "l1" else parts.square().mean()
+
+
+def _spectrum(outputs: Tensor, mode: FourierMode) -> Tensor:
+    return torch.fft.fft2(outputs) if mode == "batch2d" else torch.fft.fft(outputs, dim=1)
+
+
+def wide(t: Tensor) -> Tensor:
+    """The tensor in float32 if it is in half precision."""
+    return t.float() if t.dtype in (torch.float16, torch.bfloat16) else t

@@ -5,6 +5,14 @@ from .._lazy import attach
 __getattr__, __dir__, __all__ = attach(
     __name__,
     {
+        "SAR": "adversarial.sar",
+        "NFGSM": "adversarial.n_fgsm",
+        "MART": "adversarial.mart",
+        "GradAlign": "adversarial.grad_align",
+        "FastAT": "adversarial.fast_at",
+        "FR": "adversarial.fr",
+        "FGSMLAW": "adversarial.fgsm_law",
+        "FGSMAT": "adversarial.fgsm_at",
         "AFA": "adversarial.afa",
         "AdversarialFineTuning": "adversarial.fine_tuning",
         "Example": "example",

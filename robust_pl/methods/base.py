@@ -21,6 +21,7 @@ from torch.optim import SGD, Optimizer
 from typing_extensions import Self
 
 from ..callbacks.attacks.base import Attack, ObjectiveName
+from ..callbacks.attacks.ledger import Attacked
 from ..callbacks.attacks.problem import Objective
 from ..callbacks.evaluation import RobustEvaluation
 from ..callbacks.weights.perturbation import WeightPerturbation
@@ -127,17 +128,21 @@ class Method(LightningModule, ABC):
         example = self.clean(batch)
         if self.attack is None:
             return example
-        x = example.x
-        attacked = self.attack.run(
+        return replace(example, x_adv=self.run_attack(example, batch, eps).x_adv.to(example.x.dtype))
+
+    def run_attack(self, example: Example, batch: tuple[Tensor, ...], eps: Tensor | None = None) -> Attacked:
+        """One call of the training attack, with all that it found on its way; for a :meth:`craft` that needs more of it."""
+        if self.attack is None:
+            raise ValueError(f"{type(self).__name__} needs a training attack: set attack, such as FGSM or PGD")
+        return self.attack.run(
             self,
-            x,
+            example.x,
             example.y,
             eps=eps,
             objective=self.attack_objective(batch) if self.attack.objective is None else None,
             rank=self.global_rank,
-            careful=x.device.type == "cpu",
+            careful=example.x.device.type == "cpu",
         )
-        return replace(example, x_adv=attacked.x_adv.to(x.dtype))
 
     @staticmethod
     def clean(batch: tuple[Tensor, ...]) -> Example:
@@ -155,6 +160,13 @@ class Method(LightningModule, ABC):
 
     def after_step(self, example: Example) -> None:
         """Called once after each real optimizer step, with all its micro-batches: teacher temperatures, class statistics."""
+
+    def averaging_weight(self) -> Tensor | None:
+        """Whether an average of weights takes the step just made; None always does.
+
+        Else 1.0 or 0.0, equal on all processes, of dimension 0 and on the device, so that nothing waits for it.
+        """
+        return None
 
     def trained_parameters(self) -> list[Any]:
         """What the optimizer is made from: parameters, or groups of them where their learning rates differ."""
