@@ -221,7 +221,10 @@ def test_held_out_data_are_the_validation_samples_of_the_earlier_run() -> None:
     wanted, labels = earlier.train_set.read(index, None)
     assert torch.equal(x, wanted) and torch.equal(y, labels)
     assert len(held.test_set) == 360 and held.num_classes == 10 and held.in_channels == 1
-    assert "data" not in held.hparams
+    assert "data" not in held.hparams and not held.augment
+    assert (
+        HeldOut(DigitsDataModule(augment=True)).augment and not HeldOut(DigitsDataModule(augment=True), augment=False).augment
+    )
 
 
 @pytest.mark.parametrize(

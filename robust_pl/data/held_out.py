@@ -26,7 +26,7 @@ class HeldOut(ImageDataModule):
         num_workers: processes that read ahead.
         val_size: samples to select by, as a fraction of the held-out ones or a number; the others are learned from.
         seed: of the split, the order and the augmentation, here and in ``data``.
-        augment: whether the samples that are learned from are augmented.
+        augment: whether the samples that are learned from are augmented; None does as ``data``.
         drop_last: leave out the last incomplete step of an epoch.
 
     Raises:
@@ -41,11 +41,12 @@ class HeldOut(ImageDataModule):
         num_workers: int = 0,
         val_size: int | float = 1 / 3,
         seed: int = 0,
-        augment: bool = True,
+        augment: bool | None = None,
         drop_last: bool = True,
     ) -> None:
         batch_size = data.batch_size if batch_size is None else batch_size
         eval_batch_size = data.eval_batch_size if eval_batch_size is None else eval_batch_size
+        augment = data.augment if augment is None else augment
         super().__init__(str(data.data_dir), batch_size, eval_batch_size, num_workers, val_size, seed, augment, drop_last)
         self.hparams.pop("data", None)  # a live object must not go into checkpoints
         self.data = data
