@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import mmap
 import secrets
 import shutil
 import struct
 import zipfile
+import zlib
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Literal
 
 import numpy as np
 
@@ -34,7 +36,7 @@ class MappedArray:
     offset: int
     shape: tuple[int, ...]
     dtype: np.dtype
-    order: str
+    order: Literal["C", "F"]
     identity: str
 
     def __len__(self) -> int:
@@ -42,11 +44,20 @@ class MappedArray:
 
     @cached_property
     def array(self) -> np.ndarray:
-        return np.memmap(self.path, self.dtype, "r", self.offset, self.shape, self.order)  # type: ignore[call-overload]
+        """All of it, for reading here and there."""
+        return self._mapped(ahead=False)
 
-    def read(self, index: Any) -> np.ndarray:
+    def read(self, index: np.ndarray | slice) -> np.ndarray:
         """A copy of some rows."""
-        return np.array(self.array[index])
+        return np.array((self._mapped() if isinstance(index, slice) else self.array)[index])
+
+    def _mapped(self, ahead: bool = True) -> np.ndarray:
+        with self.path.open("rb") as file:
+            content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        if not ahead and hasattr(mmap, "MADV_RANDOM"):
+            # Else the system also reads what lies around each image: with 8 MiB of it, measured 700 times slower.
+            content.madvise(mmap.MADV_RANDOM)
+        return np.ndarray(self.shape, self.dtype, content, self.offset, order=self.order)
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in self.__dict__.items() if name != "array"}
@@ -83,7 +94,7 @@ def map_npz(path: Path, names: tuple[str, ...]) -> dict[str, MappedArray]:
         with zipfile.ZipFile(path) as archive:
             members = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
             return {name: _member(archive, members[name], path) for name in names if name in members}
-    except (zipfile.BadZipFile, struct.error, EOFError, NotImplementedError, RuntimeError) as error:
+    except (zipfile.BadZipFile, struct.error, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
         raise ValueError(f"{path} is damaged or not an npz file ({error}): fetch or write it again") from error
 
 

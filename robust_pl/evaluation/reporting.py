@@ -139,7 +139,7 @@ def _meta(folder: Path, hardware: str) -> dict[str, Any]:
         attacks[name] = {"class": asked.get("class_path", ""), **settings, **threat, "seconds": seconds}
     return {
         "model": _name(folder),
-        "dataset": str(request.get("data", {}).get("class_path", "")).rpartition(".")[2].removesuffix("DataModule"),
+        "dataset": _dataset(request.get("data") or {}),
         "attacks": attacks,
         "flags": _known_flags(folder).get("flags"),
         "cost": about.get("notes", {}).get("cost"),
@@ -147,6 +147,14 @@ def _meta(folder: Path, hardware: str) -> dict[str, Any]:
         "hardware": hardware,
         "config": yaml.safe_dump(request, sort_keys=False),
     }
+
+
+def _dataset(config: Mapping[str, Any]) -> str:
+    """Name of the data set, also where another data module wraps it."""
+    inner = (config.get("init_args") or {}).get("data")
+    if isinstance(inner, Mapping):
+        return _dataset(inner)
+    return str(config.get("class_path", "")).rpartition(".")[2].removesuffix("DataModule")
 
 
 def _curves(table: Table) -> list[Curve]:
