@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from copy import deepcopy
 from pathlib import Path
 
 import numpy as np
@@ -221,6 +222,14 @@ def test_a_list_is_applied_in_order_with_draws_of_its_own():
     assert torch.allclose(labels, 0.8 * F.one_hot(y, 10) + 0.02)
     for x_dtype, y_dtype in ((torch.float64, torch.float64), (torch.bfloat16, torch.float32)):
         assert augmented((x.to(x_dtype), y, index), [LabelSmoothing()], 10, 0, 0)[1].dtype == y_dtype
+
+
+@pytest.mark.parametrize("augmentation", EVERYTHING, ids=lambda one: type(one).__name__)
+def test_everything_stays_on_the_device_and_nothing_waits_for_it(augmentation):
+    """Tensors of the meta device have no values to wait for, and do not mix with those of the CPU."""
+    x, y = torch.empty(6, 3, 8, 8, device="meta"), torch.empty(6, dtype=torch.int64, device="meta")
+    out, labels, _ = augmented((x, y, y), [deepcopy(augmentation)], 10, 0, 0)
+    assert out.device.type == labels.device.type == "meta" and out.shape == x.shape
 
 
 def test_resumed_augmentations_are_those_of_the_run_that_was_not_stopped(tmp_path: Path):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -38,12 +40,8 @@ class RandAugment(Augmentation):
             raise ValueError(f"num_ops={num_ops} must be at least 1")
         if not 0 <= magnitude <= 10:
             raise ValueError(f"magnitude={magnitude} must lie in [0, 10]")
-        try:
-            from kornia import enhance
-        except ImportError as error:
-            raise ImportError("RandAugment needs kornia: pip install 'robust_pl[augment]'") from error
+        _enhance()
         self.num_ops, self.magnitude = num_ops, magnitude
-        self._enhance = enhance
 
     def __call__(self, x: Tensor, y: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
         for turn in range(self.num_ops):
@@ -60,7 +58,7 @@ class RandAugment(Augmentation):
             chosen: position in ``OPERATIONS``, int64 (B,).
             sign: direction, -1.0 or 1.0, (B,).
         """
-        amount, kornia = self.magnitude / 10, self._enhance
+        amount, kornia = self.magnitude / 10, _enhance()
         factor = 1 + sign * _BLEND * amount
         changed = {
             "autocontrast": _autocontrast(x),
@@ -76,6 +74,15 @@ class RandAugment(Augmentation):
         for name, images in changed.items():
             out = torch.where(_among(chosen, [name]), images, out)
         return out
+
+
+def _enhance() -> Any:
+    """Kornia's operations, imported where they are needed: a module kept in an attribute could not be pickled."""
+    try:
+        from kornia import enhance
+    except ImportError as error:
+        raise ImportError("RandAugment needs kornia: pip install 'robust_pl[augment]'") from error
+    return enhance
 
 
 def _among(chosen: Tensor, names: list[str]) -> Tensor:
