@@ -5,8 +5,10 @@ from .._lazy import attach
 __getattr__, __dir__, __all__ = attach(
     __name__,
     {
+        "AdaptiveDualNet": "adaptive_dual_net",
         "DMPreActResNet18": "dm_wide_resnet",
         "DMWideResNet": "dm_wide_resnet",
+        "DualBatchNorm": "dual_norm",
         "Frozen": "frozen",
         "ImageClassifier": "classifier",
         "Normalize": "normalize",
@@ -25,6 +27,7 @@ __getattr__, __dir__, __all__ = attach(
         "TrainedNet": "trained",
         "WeightsReport": "weights",
         "WideResNet": "wide_resnet",
+        "dual_batch_norm": "dual_norm",
         "load_weights": "weights",
         "pretrained": "zoo",
         "read_trajectory": "trajectory",
