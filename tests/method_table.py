@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from robust_pl.callbacks import FGSM, PGD, NoisyFGSM
+from robust_pl.functional.criticality import Criticality
 from robust_pl.methods import (
     FGSMAT,
     FGSMLAW,
@@ -20,16 +21,19 @@ from robust_pl.methods import (
     SAR,
     TRADES,
     TWA,
+    AdversarialFineTuning,
     FastAT,
     GradAlign,
     LayerwiseTWA,
     LearnedSoup,
     MEHLSoup,
     Method,
+    PubDef,
+    RiFT,
     StandardTraining,
     SubspaceAT,
 )
-from robust_pl.nets import SmallCNN
+from robust_pl.nets import SmallCNN, TrainedNet
 
 EPS = 0.1
 
@@ -77,6 +81,30 @@ METHODS: dict[str, Case] = {
     "FGSMLAW, start": Case(lambda optimizer, _: FGSMLAW(net(), reference="start", optimizer=optimizer)),
     "FR": Case(lambda optimizer, _: FR(net(), PGD(EPS, steps=2), optimizer=optimizer)),
     "SAR": Case(lambda optimizer, _: SAR(net(), PGD(EPS, steps=2), optimizer=optimizer)),
+    "AdversarialFineTuning": Case(
+        lambda optimizer, folder: AdversarialFineTuning(net(), PGD(EPS, steps=2), optimizer, weights=str(folder / "base")),
+        moves=True,
+    ),
+    "RiFT": Case(
+        lambda optimizer, folder: RiFT(
+            net(),
+            PGD(EPS, steps=2),
+            criticality=Criticality(epochs=1),
+            samples=32,
+            interpolations=1,
+            optimizer=optimizer,
+            weights=str(folder / "base"),
+        ),
+        moves=True,
+    ),
+    "PubDef": Case(
+        lambda optimizer, folder: PubDef(
+            net(),
+            {name: TrainedNet(str(folder / "base")) for name in ("a", "b")},
+            PGD(EPS, steps=2),
+            optimizer=optimizer,
+        ),
+    ),
     "SubspaceAT": Case(
         lambda optimizer, folder: SubspaceAT(net(), str(folder / "base"), PGD(EPS, steps=2), dim=2, optimizer=optimizer),
         moves=True,

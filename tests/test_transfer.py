@@ -317,3 +317,16 @@ def test_a_surrogate_from_the_command_line(robust_pl, tiny, capsys):
     said = " ".join(capsys.readouterr().out.split())
     assert "transfer: fools its own surrogate on" in said and "/255 (linf)" in said
     assert "3.00" in said
+
+
+def test_a_transfer_for_validation_alone_says_nothing_in_a_test(robust_pl, tiny, capsys):
+    config = {
+        "class_path": "TransferEvaluation",
+        "init_args": {
+            "surrogate": {"class_path": "SmallCNN", "init_args": {"width": 4}},
+            "attack": {"class_path": "FGSM"},
+        },
+    }
+    tiny.with_name("transfer.yaml").write_text(yaml.safe_dump({"val_attacks": {"transfer": config}}))
+    robust_pl("test", "-c", tiny, "-c", "transfer.yaml", "--trainer.limit_test_batches", 1)
+    assert "surrogate" not in capsys.readouterr().out

@@ -129,6 +129,8 @@ class TransferEvaluation(Wrapper):
         self.reset()
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if "test" not in self.stages:
+            return
         found = self.figures()
         if trainer.is_global_zero:
             Console(soft_wrap=True).print(
