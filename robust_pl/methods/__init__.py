@@ -14,6 +14,7 @@ __getattr__, __dir__, __all__ = attach(
         "FGSMLAW": "adversarial.fgsm_law",
         "FGSMAT": "adversarial.fgsm_at",
         "AFA": "adversarial.afa",
+        "AdaptiveSmoothing": "adversarial.adaptive_smoothing",
         "AdversarialFineTuning": "adversarial.fine_tuning",
         "Example": "example",
         "FreeAT": "adversarial.free_at",

@@ -11,6 +11,7 @@ __getattr__, __dir__, __all__ = attach(
         "DualBatchNorm": "dual_norm",
         "Frozen": "frozen",
         "ImageClassifier": "classifier",
+        "MixedClassifier": "mixed",
         "Normalize": "normalize",
         "PreActResNet18": "preact_resnet",
         "Pretrained": "public",
