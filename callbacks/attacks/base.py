@@ -62,7 +62,7 @@ class Attack(EvaluationAttack):
 
     per_sample: bool = True
     """Whether the outcome for a sample depends on that sample alone; False where samples of a batch learn from each other."""
-    overshoot: float = 1.0
+    stays_within: float = 1.0
     """How far from x the result may lie, in units of eps. Above 1 the attack is one for training alone."""
 
     def __init__(
@@ -196,7 +196,7 @@ class Attack(EvaluationAttack):
             self._verify("gradient", problem.ledger.bad_gradient, careful)
             self._verify("result", outside_box(x_adv), careful, x_adv)
             norms = size(delta, self.norm)
-            self._verify("ball", outside_ball(norms, radius * self.overshoot, self.norm), careful, norms)
+            self._verify("ball", outside_ball(norms, radius * self.stays_within, self.norm), careful, norms)
         self.calls += 1
         self.samples += len(x)
         ledger = problem.ledger
@@ -243,7 +243,7 @@ class Attack(EvaluationAttack):
 
     def aim(self, y: Tensor, num_classes: int, index: Tensor) -> Tensor:
         """Labels that an evaluation passes to the attack: ``y``, or for a targeted attack a random other class, (B,)."""
-        if self.overshoot > 1:
+        if self.stays_within > 1:
             raise ValueError(f"{type(self).__name__} leaves the ball and is for training alone: evaluate with PGD, say")
         if not self.targeted:
             return y

@@ -44,7 +44,7 @@ class NoisyFGSM(Attack):
         self.k, self.step_size = k, check_step_size(step_size)
 
     @property
-    def overshoot(self) -> float:
+    def stays_within(self) -> float:
         """Noise and step together, in units of eps."""
         return float("inf") if self.step_size is not None else self.k + 1
 
