@@ -3,6 +3,7 @@
 AutoAttack and TransferEvaluation, for which a part of the contract holds, are in test_composed_attacks.py.
 """
 
+from copy import copy
 from functools import partial
 
 from robust_pl.callbacks import (
@@ -28,6 +29,7 @@ from robust_pl.callbacks import (
     DiverseInputs,
     DominantPatterns,
     EoT,
+    NoisyFGSM,
     QueryNet,
     ScaleCopies,
     SignHunter,
@@ -42,6 +44,17 @@ class EoTPGD(EoT):
 
     def __init__(self, eps, *, samples, **arguments):
         super().__init__(PGD(eps, **arguments), samples)
+
+
+class NoisyInside(NoisyFGSM):
+    """With a part of the radius for its eps, so that noise and step together lie in the ball that the tests measure."""
+
+    stays_within = 1.0
+
+    def perturb(self, problem, x, y):
+        problem = copy(problem)
+        problem.eps = problem.eps / (self.k + 1)
+        return super().perturb(problem, x, y)
 
 
 QUERYNET = {"n_surrogates": 2, "width": 2, "first_steps": 10, "fit_steps": 2, "batch_size": 16, "min_picks": 2}
@@ -95,6 +108,7 @@ ATTACKS = [
     ("fgsm_l2", partial(FGSM, 1.0, norm="l2")),
     ("fgsm_l1", partial(FGSM, 6.0, norm="l1", random_start=True)),
     ("fgsm_fast", partial(FGSM, 0.1, step_size=0.125, random_start=True)),
+    ("n_fgsm", partial(NoisyInside, 0.2, k=0.25, bn_mode="eval")),
     ("pgd", partial(PGD, 0.1, steps=3)),
     ("pgd_l2", partial(PGD, 1.0, steps=3, norm="l2")),
     ("pgd_l1", partial(PGD, 6.0, steps=8, norm="l1")),
