@@ -155,3 +155,5 @@ def test_lipschitz_by_hand() -> None:
 def test_relaxed_labels_by_hand() -> None:
     found = relaxed_labels(torch.tensor([1, 0]), 4, 0.7)
     assert found.tolist() == [pytest.approx([0.1, 0.7, 0.1, 0.1]), pytest.approx([0.7, 0.1, 0.1, 0.1])]
+    found = relaxed_labels(tensor([[0.2, 0.5, 0.2, 0.1]]), 4, 0.7, torch.float64)
+    assert found.tolist() == [pytest.approx([0.1, 0.7, 0.1, 0.1], abs=1e-15)]

@@ -212,7 +212,10 @@ def test_a_very_large_l2_radius_warns():
         (partial(PGD, norm="Linf"), "norm='Linf' is unknown"),
         (partial(PGD, objective="cw"), "objective='cw' is unknown: choose one of ce, kl, margin"),
         (partial(PGD, bn_mode="test"), "bn_mode='test' is unknown: choose one of eval, train, train_no_track"),
-        (partial(PGD, random_start="uniform"), "random_start='uniform' is unknown: choose True, False, 'normal' or 'bernoulli'"),
+        (
+            partial(PGD, random_start="uniform"),
+            "random_start='uniform' is unknown: choose True, False, 'normal' or 'bernoulli'",
+        ),
         (partial(PGD, random_start=None), "random_start=None is unknown"),
         (partial(PGD, targeted=True, objective="kl"), "objective='kl' has no target to reach"),
     ],

@@ -20,11 +20,19 @@ from robust_pl.data import DigitsDataModule
 from robust_pl.functional.gradients import input_gradient
 from robust_pl.functional.losses import kl_divergence
 from robust_pl.methods import (
+    FGSMAT,
+    FGSMLAW,
+    FR,
+    MART,
+    NFGSM,
     PGDAT,
+    SAR,
     TRADES,
     Cosine,
     Example,
+    FastAT,
     FreeAT,
+    GradAlign,
     Method,
     MultiStep,
     OneCycle,
@@ -73,8 +81,21 @@ class Counted(nn.Module):
         (lambda net: PGDAT(net, PGD(steps=10), optimizer=sgd), (10, 10), 1),
         (lambda net: TRADES(net, PGD(steps=10, random_start="normal"), optimizer=sgd), (11, 10), 2),
         (lambda net: FreeAT(net, replays=5, optimizer=sgd), (0, 0), 5),
+        (lambda net: MART(net, PGD(steps=10, random_start="normal"), optimizer=sgd), (10, 10), 2),
+        (lambda net: FR(net, PGD(steps=10), optimizer=sgd), (10, 10), 2),
+        (lambda net: FR(net, PGD(steps=10), start_epoch=1, optimizer=sgd), (10, 10), 1),
+        (lambda net: SAR(net, PGD(steps=10), optimizer=sgd), (10, 10), 2),
+        (lambda net: FGSMAT(net, optimizer=sgd), (1, 1), 1),
+        (lambda net: FastAT(net, optimizer=sgd), (1, 1), 1),
+        (lambda net: NFGSM(net, optimizer=sgd), (1, 1), 1),
+        (lambda net: GradAlign(net, optimizer=sgd), (1, 1), 2),
+        (lambda net: FGSMLAW(net, optimizer=sgd), (1, 1), 2),
+        (lambda net: FGSMLAW(net, reference="start", optimizer=sgd), (1, 1), 2),
     ],
-    ids=["StandardTraining", "PGDAT", "TRADES", "FreeAT"],
+    ids=[
+        *("StandardTraining", "PGDAT", "TRADES", "FreeAT", "MART", "FR", "FR before its start", "SAR", "FGSMAT", "FastAT"),
+        *("NFGSM", "GradAlign", "FGSMLAW", "FGSMLAW, start"),
+    ],
 )
 def test_a_step_costs_what_its_docstring_says(
     build: Callable[[nn.Module], Method], attack_passes: tuple[int, int], training_passes: int

@@ -10,9 +10,10 @@ import torch
 import torch.nn.functional as F
 from lightning.pytorch import Trainer
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
 
 from robust_pl import evaluate
-from robust_pl.callbacks import EMA, FGSM, PGD, SWA, NoisyFGSM
+from robust_pl.callbacks import EMA, FGSM, PGD, SWA, DeepFool, NoisyFGSM
 from robust_pl.functional.losses import frequency_regularization
 from robust_pl.methods import FGSMAT, FGSMLAW, FR, MART, NFGSM, SAR, Example, FastAT, GradAlign
 from robust_pl.methods.adversarial.fgsm_law import ReferredExample
@@ -122,16 +123,34 @@ def test_grad_aligns_noise_is_its_own() -> None:
     assert torch.equal(again.craft(batch()).noise, first)
 
 
+def test_grad_aligns_noise_has_the_radius_of_its_sample() -> None:
+    eps = torch.linspace(0.01, 0.1, 8).view(8, 1, 1, 1)
+    for example in (
+        GradAlign(SmallCNN(width=4), FGSM(EPS)).craft(batch(), eps),
+        GradAlign(SmallCNN(width=4), FGSM(eps)).craft(batch()),
+    ):
+        largest = example.noise.abs().amax((1, 2, 3), keepdim=True)
+        assert (largest <= eps).all() and (largest > 0.8 * eps).all()
+
+
 def test_grad_align_refuses_a_compiled_network() -> None:
     method = GradAlign(SmallCNN(width=4), FGSM(EPS))
     example = method.craft(batch())
-    method.net = torch.compile(method.net, backend="eager")
-    with pytest.raises(ValueError, match="cannot be differentiated twice"):
-        method.loss(example)
+    for net in (torch.compile(SmallCNN(width=4), backend="eager"), SmallCNN(width=4)):
+        if isinstance(net, SmallCNN):
+            net.compile(backend="eager")  # in place
+        method.net = net
+        with pytest.raises(ValueError, match="cannot be differentiated twice"):
+            method.loss(example)
+
+
+def test_grad_align_needs_a_gradient_at_x() -> None:
+    with pytest.raises(ValueError, match="DeepFool takes none"):
+        GradAlign(SmallCNN(width=4), DeepFool(EPS, norm="linf")).craft(batch())
 
 
 def law(net: nn.Module | None = None, **more: Any) -> FGSMLAW:
-    return FGSMLAW(net or SmallCNN(width=4), FGSM(EPS, random_start="bernoulli"), optimizer=sgd, **more)
+    return FGSMLAW(SmallCNN(width=4) if net is None else net, FGSM(EPS, random_start="bernoulli"), optimizer=sgd, **more)
 
 
 def test_law_refers_to_clean_samples_or_to_the_start() -> None:
@@ -177,12 +196,38 @@ def test_law_averages_safe_steps_alone(right_adv: int, right_ref: int, accepted:
     shown = lambda right: bright[(torch.arange(8) < right).long()].view(8, 1, 1, 1).expand(8, 1, 8, 8)  # noqa: E731
     method.eval()
     y = torch.ones(8, dtype=torch.int64)
-    method.loss(ReferredExample(shown(right_ref), y, torch.arange(8), shown(right_adv), shown(right_ref)))
-    assert method.averaging_weight().item() == accepted
+    example = ReferredExample(shown(right_ref), y, torch.arange(8), shown(right_adv), shown(right_ref))
+    method.loss(example)
+    with torch.no_grad():  # as a weight perturbation would ask again, at weights at which nothing is right
+        method.net.linear.weight.neg_()
+    method.loss(example)
+    halves = [ReferredExample(**{k: v[part] for k, v in vars(example).items()}) for part in (slice(0, 4), slice(4, 8))]
+    method.after_step(Example.join(halves))
+    weight = method.averaging_weight()
+    assert weight.item() == accepted and weight.shape == ()
+    assert torch.equal(method.averaging_weight(), weight)  # several averages may ask
 
 
-def test_law_brings_an_average_unless_there_is_one() -> None:
-    for given, expected in (([], ["EMA"]), ([SWA()], ["SWA"]), ([EMA(0.5)], ["EMA"])):
+def test_law_leaves_its_average_where_it_was_after_an_unsafe_step() -> None:
+    for accept_below, moved in ((1e-9, False), (1e9, True)):
+        torch.manual_seed(0)
+        method = law(Fixed(width=4), accept_below=accept_below)
+        with torch.no_grad():
+            method.net.linear.weight.zero_()
+            method.net.linear.bias.copy_(10 * F.one_hot(torch.tensor(3), 10))  # always right in the data below
+        x = torch.rand(24, 1, 8, 8, generator=torch.Generator().manual_seed(1))
+        data = DataLoader(TensorDataset(x, torch.full((24,), 3)), 8)
+        trainer = Trainer(max_epochs=1, accumulate_grad_batches=3, limit_val_batches=0, **QUIET)
+        before = method.net.linear.weight.detach().clone()
+        trainer.fit(method, data)
+        average = next(c for c in trainer.callbacks if isinstance(c, EMA))
+        assert average.progress()["updates"] == int(moved)
+        assert torch.equal(average.weights["net.linear.weight"], before) != moved
+        assert not torch.equal(method.net.linear.weight, before)
+
+
+def test_law_brings_its_average_unless_there_is_one() -> None:
+    for given, expected in (([], ["EMA"]), ([SWA()], ["SWA", "EMA"]), ([EMA(0.5)], ["EMA"])):
         trainer = Trainer(max_epochs=1, callbacks=list(given), limit_val_batches=0, **QUIET)
         trainer.fit(law(), loader())
         assert [type(c).__name__ for c in trainer.callbacks if isinstance(c, EMA | SWA)] == expected
@@ -194,6 +239,20 @@ def test_law_needs_a_last_linear_layer() -> None:
     method = FGSMLAW(net, FGSM(EPS, random_start="bernoulli"))
     with pytest.raises(ValueError, match="no linear layer of the network returns its logits"):
         method.loss(method.craft(batch()))
+    method = law(torch.compile(SmallCNN(width=4), backend="eager"))
+    with pytest.raises(ValueError, match="leave the network uncompiled"):
+        method.loss(method.craft(batch()))
+
+
+def test_law_can_be_told_its_layer() -> None:
+    class Scaled(SmallCNN):
+        def forward(self, x: Tensor) -> Tensor:
+            return 2 * super().forward(x)
+
+    torch.manual_seed(0)
+    method = law(Scaled(width=4), layer="linear").eval()
+    loss = method.loss(method.craft(batch()))
+    assert loss.isfinite() and loss.dtype == torch.float32
 
 
 def test_fr_begins_at_its_epoch() -> None:
@@ -239,6 +298,8 @@ def test_sar_with_its_choices_of_fr_is_fr() -> None:
         (lambda: SAR(SmallCNN(), distance="l0"), "distance='l0'"),
         (lambda: GradAlign(SmallCNN(), lmbda=-1), "lmbda=-1"),
         (lambda: GradAlign(SmallCNN(), FGSM(random_start=True)), "random_start"),
+        (lambda: GradAlign(SmallCNN(), NoisyFGSM()), "this attack is random"),
+        (lambda: GradAlign(SmallCNN(), FGSM(objective="margin")), "attack.objective is 'margin'"),
         (lambda: GradAlign(SmallCNN(), FGSM(0.5, norm="l2")), "norm"),
         (lambda: NoisyFGSM(k=-1), "k=-1"),
         (lambda: FGSMLAW(SmallCNN(), reference="x"), "reference='x'"),

@@ -51,5 +51,5 @@ class Penultimate:
                 return features.flatten(1).to(logits.dtype), logits
         raise ValueError(
             "no linear layer of the network returns its logits, so which features to compare is unknown: name the last layer "
-            "with layer=, as in named_modules()"
+            "with layer=, as in named_modules(), and leave the network uncompiled"
         )

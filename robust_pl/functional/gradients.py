@@ -32,7 +32,9 @@ def input_gradient(
         ValueError: if ``create_graph`` is asked of a compiled network, which cannot be differentiated twice.
     """
     if create_graph and isinstance(model, nn.Module):
-        compiled = [name or "the network" for name, m in model.named_modules() if hasattr(m, "_orig_mod")]
+        compiled = [
+            name or "the network" for name, m in model.named_modules() if hasattr(m, "_orig_mod") or m._compiled_call_impl
+        ]
         if compiled:
             raise ValueError(
                 f"{compiled[0]} is compiled, and a compiled network cannot be differentiated twice: "

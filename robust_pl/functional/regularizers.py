@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -55,7 +56,7 @@ def lipschitz(
     return (outputs + inner) / (F.mse_loss(wide(x), wide(x_ref)) + c)
 
 
-def relaxed_labels(y: Tensor, num_classes: int, factor: float) -> Tensor:
+def relaxed_labels(y: Tensor, num_classes: int, factor: float, dtype: torch.dtype = torch.float32) -> Tensor:
     """Labels with ``factor`` on the right class and the rest on all others alike, (B, K); mixed ones by their largest."""
-    one_hot = F.one_hot(hard(y), num_classes).float()
+    one_hot = F.one_hot(hard(y), num_classes).to(dtype)
     return one_hot * factor + (1 - one_hot) * (1 - factor) / (num_classes - 1)

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.optim import SGD
 
 from ...callbacks.attacks.base import Attack
+from ...callbacks.attacks.checks import per_sample_eps
 from ...callbacks.attacks.draws import StreamDraws, seed_from
 from ...callbacks.attacks.fgsm import FGSM
 from ...functional.gradients import input_gradient
@@ -46,7 +47,8 @@ class GradAlign(Method):
         net: see :class:`Method`, and so all others.
 
     Raises:
-        ValueError: if lmbda is negative, the attack starts at random, or its norm is not linf.
+        ValueError: if lmbda is negative, or the attack is random, maximises something else than cross-entropy, has another
+            norm than linf, or takes no gradient at x.
     """
 
     def __init__(
@@ -62,8 +64,14 @@ class GradAlign(Method):
         super().__init__(net, attack, optimizer, schedule, weights, num_classes)
         if lmbda < 0:
             raise ValueError(f"lmbda={lmbda} must be at least 0")
-        if self.attack.random_start:
-            raise ValueError("GradAlign uses the attack's gradient at x again: set attack.random_start to False")
+        if self.attack.is_random:
+            raise ValueError(
+                "GradAlign uses the attack's gradient at x again, and this attack is random: set attack.random_start to False"
+            )
+        if self.attack.objective not in (None, "ce"):
+            raise ValueError(
+                f"GradAlign compares gradients of cross-entropy and attack.objective is {self.attack.objective!r}: choose ce"
+            )
         if self.attack.norm != "linf":
             raise ValueError(
                 f"GradAlign draws its noise from the linf ball and attack.norm is {self.attack.norm!r}: choose linf"
@@ -77,9 +85,15 @@ class GradAlign(Method):
     def craft(self, batch: tuple[Tensor, ...], eps: Tensor | None = None) -> AlignedExample:
         example = self.clean(batch)
         attacked = self.run_attack(example, batch, eps)
+        if attacked.first_gradient is None:
+            raise ValueError(
+                f"GradAlign uses the attack's gradient at x, and {type(self.attack).__name__} takes none: choose FGSM"
+            )
         # Keyed by the attack's calls, which are kept in checkpoints.
         draws = StreamDraws(seed_from(self.attack.seed, self.global_rank, self.attack.calls, "gradalign"), example.x.device)
         radius = self.attack.eps if eps is None else eps
+        if isinstance(radius, Tensor):
+            radius = per_sample_eps(radius, example.x)
         noise = radius * (2 * draws.uniform(example.x) - 1)
         x, y, index = example.x, example.y, example.index
         return AlignedExample(x, y, index, attacked.x_adv.to(x.dtype), attacked.first_gradient.to(x.dtype), noise)
