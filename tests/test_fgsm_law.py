@@ -111,7 +111,7 @@ def test_law_needs_a_last_linear_layer() -> None:
     with pytest.raises(ValueError, match="no linear layer of the network returns its logits"):
         method.loss(method.craft(batch()))
     method = law(torch.compile(SmallCNN(width=4), backend="eager"))
-    with pytest.raises(ValueError, match="leave the network uncompiled"):
+    with pytest.raises(ValueError, match="does not show the features"):
         method.loss(method.craft(batch()))
 
 

@@ -6,6 +6,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from ...functional.gradients import compiled_parts
+
 
 class Penultimate:
     """Features and logits of a classifier from one forward pass.
@@ -19,10 +21,15 @@ class Penultimate:
             returns is changed once more.
 
     Raises:
-        ValueError: if no layer, or more than one, has that name.
+        ValueError: if no layer, or more than one, has that name, or the network is compiled, which hides its layers.
     """
 
     def __init__(self, model: nn.Module, layer: str | None = None) -> None:
+        if compiled := compiled_parts(model):
+            raise ValueError(
+                f"{compiled[0]} is compiled, and a compiled network does not show the features that are compared: switch "
+                "torch.compile off"
+            )
         self.model, self.layer = model, layer
         if layer is None:
             self.layers = [m for m in model.modules() if isinstance(m, nn.Linear)]
@@ -51,5 +58,5 @@ class Penultimate:
                 return features.flatten(1).to(logits.dtype), logits
         raise ValueError(
             "no linear layer of the network returns its logits, so which features to compare is unknown: name the last layer "
-            "with layer=, as in named_modules(), and leave the network uncompiled"
+            "with layer=, as in named_modules()"
         )

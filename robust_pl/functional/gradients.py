@@ -8,6 +8,12 @@ import torch
 from torch import Tensor, nn
 
 
+def compiled_parts(model: nn.Module) -> list[str]:
+    """Names of what is compiled in a network, be it wrapped by ``torch.compile`` or compiled in place."""
+    named = model.named_modules()
+    return [name or "the network" for name, m in named if hasattr(m, "_orig_mod") or m._compiled_call_impl is not None]
+
+
 def input_gradient(
     model: Callable[[Tensor], Tensor],
     x: Tensor,
@@ -32,9 +38,7 @@ def input_gradient(
         ValueError: if ``create_graph`` is asked of a compiled network, which cannot be differentiated twice.
     """
     if create_graph and isinstance(model, nn.Module):
-        compiled = [
-            name or "the network" for name, m in model.named_modules() if hasattr(m, "_orig_mod") or m._compiled_call_impl
-        ]
+        compiled = compiled_parts(model)
         if compiled:
             raise ValueError(
                 f"{compiled[0]} is compiled, and a compiled network cannot be differentiated twice: "
