@@ -80,7 +80,8 @@ ROWS = (
     Row("fgsm_law", "ema"),
     Row("sub_at"),
     Row("adversarial_fine_tuning"),
-    Row("rift"),
+    Row("pgd_at_030", attacks_of="adaptive_smoothing"),
+    Row("rift", attacks_of="adaptive_smoothing"),
     Row("adaptive_smoothing"),
     Row("twa"),
     Row("layerwise_twa"),
@@ -93,6 +94,12 @@ ROWS = (
     Row("pub_def"),
     Row("standard", attacks_of="pub_def"),
 )
+
+
+# Runs that no config stands for, as the headers of those that need them name them.
+COMMANDS = {
+    "pgd_at_030": "robust-pl fit -c configs/digits/pgd_at.yaml --run.name pgd_at_030 --model.init_args.attack.init_args.eps 0.3"
+}
 
 
 class Runs:
@@ -132,7 +139,7 @@ class Runs:
                 attacks = yaml.safe_load((CONFIGS / f"{row.attacks_of}.yaml").read_text())["attacks"]
                 given = self.folder / f"{row.attacks_of}-attacks.yaml"
                 given.write_text(yaml.safe_dump({"attacks": attacks}))
-                arguments += ["-c", str(CONFIGS / f"{row.config}.yaml"), "-c", str(given)]
+                arguments += ["-c", str(run / "config.yaml"), "-c", str(given)]
             output = self.folder / "tests" / kept.stem
             self._run(f"{kept.stem}.test", [*arguments, "--evaluation.output_dir", str(output)])
             found = [output, *output.parent.glob(f"{output.name}-*")]
@@ -177,7 +184,7 @@ def measure(rows: Sequence[Row], seeds: Sequence[int], output: Path, workers: in
     runs = [Runs(output / f"seed{seed}", seed) for seed in seeds]
 
     def one(run: Runs, row: Row) -> dict[str, Any]:
-        run.fit(f"robust-pl fit -c configs/digits/{row.config}.yaml")
+        run.fit(COMMANDS.get(row.config, f"robust-pl fit -c configs/digits/{row.config}.yaml"))
         return run.test(row)
 
     with ThreadPoolExecutor(workers) as pool:
@@ -189,12 +196,9 @@ def measure(rows: Sequence[Row], seeds: Sequence[int], output: Path, workers: in
 
 def pick(result: dict[str, Any], row: Row) -> dict[str, Any]:
     """Accuracies under the row's weights, in percent, and what training cost."""
-    folder = "test" if row.weights == "raw" else f"test-{row.weights}"
-    if folder not in result["figures"]:
-        raise SystemExit(
-            f"{row.config} has no figures of the weights {row.weights!r}: {', '.join(result['figures'])} were tested"
-        )
-    figures = {k.removeprefix("acc_"): 100 * v for k, v in result["figures"][folder].items() if k.startswith("acc_")}
+    if row.weights not in result["figures"]:
+        raise SystemExit(f"{row.config} has no figures of {row.weights} weights: {', '.join(result['figures'])} were tested")
+    figures = {k.removeprefix("acc_"): 100 * v for k, v in result["figures"][row.weights].items() if k.startswith("acc_")}
     return {**figures, **{f"cost_{k}": v for k, v in cost_figures(result["cost"]).items()}}
 
 
