@@ -4,7 +4,8 @@ Measures a PGD-10 adversarial training step of ResNet-18 under a Lightning ``Tra
 in one training and interleaved: the callback is among the trainer's in every other step. Images are random, since only the
 cost is of interest. Validation, checkpoints and what happens once a run are left out.
 
-Requirement: with the defaults the median ratio is at most 1.02 for EMA, and 1.15 for AWP, which adds a forward and a backward pass.
+Requirement: with the defaults the median ratio is at most 1.02 for EMA, and 1.15 for AWP, which adds a forward and a backward
+pass.
 """
 
 from __future__ import annotations

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.trainer.states import RunningStage
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -54,7 +55,8 @@ def _recompute(trainer: Trainer, pl_module: LightningModule, modes: Modes, batch
     sums = {name: _Sums(layer) for name, layer in layers.items()}
     with undisturbed(pl_module), _in(modes, pl_module), untracked(pl_module), _frozen(pl_module):
         for batch in islice(_training_batches(trainer), batches):
-            batch = trainer.strategy.batch_to_device(trainer.precision_plugin.convert_input(batch))
+            with _stage_of_training(trainer):  # in which a data module augments what it moves to the device
+                batch = trainer.strategy.batch_to_device(trainer.precision_plugin.convert_input(batch))
             with trainer.precision_plugin.train_step_context():
                 if clean or not hasattr(pl_module, "craft"):
                     with _filling(layers, sums):
@@ -126,6 +128,15 @@ def _frozen(module: nn.Module) -> Iterator[None]:
     finally:
         for parameter in trained:
             parameter.requires_grad_(True)
+
+
+@contextmanager
+def _stage_of_training(trainer: Trainer) -> Iterator[None]:
+    before, trainer.state.stage = trainer.state.stage, RunningStage.TRAINING
+    try:
+        yield
+    finally:
+        trainer.state.stage = before
 
 
 def _training_batches(trainer: Trainer) -> Iterable[Any]:
