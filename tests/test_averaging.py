@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import robust_pl as package
 from robust_pl.callbacks import EMA, FGSM, FGUAP, PGD, SWA, RobustEvaluation, WeightAverage
-from robust_pl.data import DigitsDataModule
+from robust_pl.data import CutMix, DigitsDataModule
 from robust_pl.methods import TRADES, Example, Method, StandardTraining
 from robust_pl.nets import Frozen, SmallCNN, load_weights
 
@@ -229,6 +229,22 @@ def test_statistics_are_those_of_a_pass_by_hand(buffers: Any, tmp_path: Path) ->
     var = torch.stack([out.transpose(0, 1).flatten(1).var(1) for out in means]).mean(0)
     torch.testing.assert_close(found["net.layers.1.running_mean"], mean, rtol=0, atol=1e-12)
     torch.testing.assert_close(found["net.layers.1.running_var"], var, rtol=0, atol=1e-12)
+
+
+def test_statistics_are_those_of_augmented_batches_though_validation_asks_for_them() -> None:
+    seen = []
+
+    class Seen(StandardTraining):
+        def craft(self, batch: tuple[Tensor, ...]) -> Example:
+            seen.append((self.trainer.training, batch[0].clone(), batch[1].clone()))
+            return super().craft(batch)
+
+    data = DigitsDataModule(batch_size=16, augment=[CutMix()])
+    limits = {"max_epochs": 1, "limit_train_batches": 1, "limit_val_batches": 1}
+    Trainer(callbacks=[SWA(start=0, batches=1), FGSM(0.1)], **QUIET, **limits).fit(Seen(SmallCNN(width=4), optimizer=sgd), data)
+    (in_step, x, y), (in_average, x_again, y_again) = seen
+    assert in_step and not in_average
+    assert torch.equal(x, x_again) and torch.equal(y, y_again)
 
 
 def test_statistics_are_computed_once_for_each_new_average(monkeypatch: pytest.MonkeyPatch) -> None:
