@@ -84,7 +84,7 @@ def _unknown_argument(name: str, message: str, arguments: Sequence[str]) -> str:
         classes = [getattr(package, public) for package in packages for public in package.__all__]
         known = {argument for cls in classes for argument in inspect.signature(cls).parameters}
     owner = f"{owners[-1].rsplit('.', 1)[-1]} has" if owners else "there is"
-    return f"{_full_field(name, arguments)}: {owner} no argument {leaf!r}{_nearest(leaf, known)}"
+    return f"{_full_field(name, arguments)}: {owner} no argument {leaf!r}{_nearest(leaf, known - {leaf})}"
 
 
 def _full_field(key: str, arguments: Sequence[str]) -> str:

@@ -70,6 +70,11 @@ def test_bad_arguments(complaint: Callable[..., str], tiny: Path, arguments: tup
     assert len(said) < 400
 
 
+def test_an_argument_of_another_class_is_not_suggested_to_itself(complaint: Callable[..., str], tiny: Path) -> None:
+    said = complaint("fit", "-c", tiny, "--model.init_args.net.init_args.weights", "x")
+    assert "no argument 'weights'" in said and "did you mean weights?" not in said, said
+
+
 @pytest.mark.parametrize(("arguments", "part"), [((), "subcommand"), (("fti",), "'fit'"), (("fit",), "-c configs/")])
 def test_no_experiment(complaint: Callable[..., str], arguments: tuple[str, ...], part: str) -> None:
     assert part in complaint(*arguments)

@@ -161,14 +161,15 @@ def test_resumed_equals_uninterrupted(robust_pl: Callable[..., None], tiny: Path
     assert_same_weights(*(Path("runs", name, "checkpoints", "last.ckpt") for name in ("whole", "stopped")))
 
 
-def test_a_missing_source_is_one_line(robust_pl: Callable[..., None], tiny: Path, capsys: Any) -> None:
-    source = "{class_path: TrainedNet, init_args: {source: runs/nowhere/checkpoints/best.ckpt}}"
+@pytest.mark.parametrize("missing", ["runs/nowhere", "runs/nowhere/checkpoints/best.ckpt"])
+def test_a_missing_source_is_one_line(robust_pl: Callable[..., None], tiny: Path, capsys: Any, missing: str) -> None:
+    source = f"{{class_path: TrainedNet, init_args: {{source: {missing}}}}}"
     text = tiny.read_text().replace("PGDAT", "PubDef", 1)
     tiny.write_text(text.replace("    net:", f"    sources: {{a: {source}}}\n    net:", 1))
     with pytest.raises(SystemExit):
         robust_pl("fit", "-c", tiny)
     error = capsys.readouterr().err
-    assert "runs/nowhere" in error and error.strip().count("\n") == 0
+    assert f"no file of weights at {missing}" in error and error.strip().count("\n") == 0
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ..trust import check_classes, guarded, read_checkpoint
 from .reference import pick_average, places, resolve
+from .robustbench import CLASSES
 from .weights import fill
 from .zoo import pretrained
 
@@ -43,8 +44,12 @@ def read_trained(source: str | Path, named: Collection[str] = ()) -> nn.Module:
 
 
 def is_public(source: str | Path) -> bool:
-    """Whether this is the name of a public network: it has no suffix, and nothing on disk is called so."""
-    return "#" not in str(source) and not Path(source).suffix and not any(path.exists() for path in places(source))
+    """Whether this is the name of a public network: it has no suffix, no folder but a data set's, and nothing on disk is
+    called so.
+    """
+    folder, inside, _ = str(source).partition("/")
+    a_name = "#" not in str(source) and not Path(source).suffix and (not inside or folder in CLASSES)
+    return a_name and not any(path.exists() for path in places(source))
 
 
 def _build(config: Mapping[str, Any], path: Path, named: Collection[str]) -> nn.Module:
