@@ -13,13 +13,14 @@ import numpy as np
 import pytest
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from sklearn.decomposition import PCA
 from torch import Tensor, nn
 
 from robust_pl.callbacks import AWP, FGSM, SAM, SubspaceTraining, WeightTrajectory
 from robust_pl.functional.subspace import Subspace, normalised, orthonormal
-from robust_pl.methods import PGDAT, StandardTraining
+from robust_pl.methods import PGDAT, FreeAT, StandardTraining
 from robust_pl.nets import SmallCNN, load_weights, read_trajectory
 
 from .test_methods import QUIET, loader
@@ -173,6 +174,17 @@ def test_a_trajectory_holds_the_weights_of_each_moment(tmp_path: Path) -> None:
     assert "net.layers.0.weight" not in found[0] and "net.layers.1.running_mean" in found[0]
     names = [file.name for file in sorted((tmp_path / "trajectory").iterdir())]
     assert names == [f"0000{i}.safetensors" for i in range(5)]
+
+
+def test_batches_without_a_step_and_with_several_are_counted_right(tmp_path: Path) -> None:
+    def steps(name: str, module: LightningModule, every: int, **trainer: Any) -> list[int]:
+        samples = WeightTrajectory(times_per_epoch=0, at_start=False, every_n_steps=every)
+        fit(module, tmp_path / name, samples, max_epochs=2, **trainer)
+        files = sorted((tmp_path / name / "trajectory").iterdir())
+        return [int(safe_open(file, "pt").metadata()["step"]) for file in files]
+
+    assert steps("accumulated", method(), 1, accumulate_grad_batches=2) == [1, 2, 3, 4]  # of three batches an epoch
+    assert steps("replayed", FreeAT(SmallCNN(width=2), replays=2), 3) == [4, 6, 10, 12]  # the first batch's end after 3, 6, ...
 
 
 def test_a_resumed_run_goes_on_numbering(tmp_path: Path) -> None:

@@ -53,6 +53,7 @@ class WeightTrajectory(Callback):
         self.samples = 0
         """How many were taken so far."""
         self._last = -1
+        self._step = 0
 
     def path(self, trainer: Trainer) -> Path:
         """The folder of the samples."""
@@ -91,15 +92,18 @@ class WeightTrajectory(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.times_per_epoch > 1 and trainer.num_training_batches == float("inf"):
             raise ValueError(f"times_per_epoch={self.times_per_epoch} needs to know how long an epoch is: use every_n_steps")
+        self._step = trainer.global_step
         if self.at_start and trainer.global_step == 0 and self.samples == 0:
             self._take(trainer, pl_module)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        done, step, length, times = batch_idx + 1, trainer.global_step, trainer.num_training_batches, self.times_per_epoch
+        done, length, times, every = batch_idx + 1, trainer.num_training_batches, self.times_per_epoch, self.every_n_steps
+        before, self._step = self._step, trainer.global_step
         inside = times > 1 and done < length and done * times // length > batch_idx * times // length
-        if inside or (self.every_n_steps is not None and step % self.every_n_steps == 0):
+        # A batch may make no step, or several.
+        if inside or (every is not None and self._step // every > before // every):
             self._take(trainer, pl_module)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
