@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from robust_pl.callbacks import AWP, FGSM, SAM, SubspaceTraining, WeightTrajectory
 from robust_pl.functional.subspace import Subspace, normalised, orthonormal
-from robust_pl.methods import PGDAT, FreeAT, StandardTraining
+from robust_pl.methods import PGDAT, TWA, FreeAT, StandardTraining, SubspaceAT
 from robust_pl.nets import SmallCNN, load_weights, read_trajectory
 
 from .test_methods import QUIET, loader
@@ -278,6 +278,12 @@ def test_the_projected_gradient_is_that_of_the_whole_batch(run: Path, tmp_path: 
     rows = torch.linalg.svd(w - w.mean(0), full_matrices=False).Vh[:3]
     torch.testing.assert_close(after.found, rows.T @ (rows @ before.found), atol=1e-5, rtol=1e-3)
     assert before.found.norm() > 1.1 * after.found.norm()
+
+
+@pytest.mark.parametrize("build", [SubspaceAT, TWA])
+def test_a_second_subspace_is_refused(run: Path, tmp_path: Path, build: Any) -> None:
+    with pytest.raises(ValueError, match=r"a subspace of its own: remove SubspaceTraining from trainer\.callbacks"):
+        fit(build(SmallCNN(width=2), str(run)), tmp_path, SubspaceTraining(str(run)))
 
 
 @pytest.mark.parametrize("start", ["first", "mean", "current"])

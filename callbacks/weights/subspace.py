@@ -131,6 +131,17 @@ class SubspaceTraining(Callback):
         self.subspace, self._parameters = None, []
 
 
+def only_subspace(trainer: Trainer, own: SubspaceTraining) -> list[Callback]:
+    """The callback that a method brings, for its ``configure_callbacks``; Lightning would drop the user's without a word.
+
+    Raises:
+        ValueError: if the trainer has another one.
+    """
+    if any(isinstance(callback, SubspaceTraining) and callback is not own for callback in trainer.callbacks):
+        raise ValueError("the method trains in a subspace of its own: remove SubspaceTraining from trainer.callbacks")
+    return [own]
+
+
 def trained(module: nn.Module) -> dict[str, Parameter]:
     """The trainable parameters in flat order, by name."""
     return {name: p for name, p in module.named_parameters() if p.requires_grad}

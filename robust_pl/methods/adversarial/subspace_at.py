@@ -10,7 +10,7 @@ from torch.optim import SGD
 
 from ...callbacks.attacks.base import Attack
 from ...callbacks.attacks.fgsm import FGSM
-from ...callbacks.weights.subspace import Start, SubspaceTraining
+from ...callbacks.weights.subspace import Start, SubspaceTraining, only_subspace
 from ...functional.subspace import Storage
 from ..base import OptimizerFactory
 from ..schedules import Schedule
@@ -60,4 +60,4 @@ class SubspaceAT(PGDAT):
         return FGSM(16 / 255, 20 / 255, random_start=True, bn_mode="train")
 
     def configure_callbacks(self) -> Sequence[Callback]:
-        return [self.subspace_training]
+        return only_subspace(self.trainer, self.subspace_training)

@@ -12,7 +12,7 @@ from torch.optim import SGD
 
 from ...callbacks.attacks.base import Attack
 from ...callbacks.weights.recompute import recompute, training_modes
-from ...callbacks.weights.subspace import SubspaceTraining
+from ...callbacks.weights.subspace import SubspaceTraining, only_subspace
 from ...functional.subspace import Storage
 from ..base import Method, OptimizerFactory
 from ..example import Example
@@ -71,7 +71,7 @@ class TWA(Method):
         )
 
     def configure_callbacks(self) -> Sequence[Callback]:
-        return [self.subspace_training]
+        return only_subspace(self.trainer, self.subspace_training)
 
     def loss(self, example: Example) -> Tensor:
         return F.cross_entropy(self(example.x if example.x_adv is None else example.x_adv), example.y)
