@@ -181,6 +181,11 @@ def test_swa_is_the_mean_of_the_weights_at_the_ends_of_epochs(start: float, ever
             torch.testing.assert_close(swa.weights[name], mean, rtol=0, atol=1e-12)
 
 
+def test_an_average_that_never_began_says_so() -> None:
+    with pytest.warns(UserWarning, match="ended before the average 'swa' began"):
+        fit(standard, SWA(start=3), max_epochs=4, max_steps=2)
+
+
 class Pair(Method):
     """Forwards two images for each it is given, crafted at random, and counts."""
 

@@ -9,6 +9,7 @@ from typing import Any, Literal, get_args
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.utilities.rank_zero import rank_zero_warn
 from torch import Tensor, nn
 
 from ...nets.averages import Average, tensors_of
@@ -146,6 +147,12 @@ class WeightAverage(Callback, ABC):
         steps, self._step = trainer.global_step - self._step, trainer.global_step
         if steps > 0:
             self.update(trainer, pl_module, steps)
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not self.begun:
+            rank_zero_warn(
+                f"the run ended before the average {self.name!r} began, so none was evaluated or saved: let it begin earlier"
+            )
 
     def ready(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Bring BatchNorm's statistics up to date, in every process alike: before the average is evaluated or saved."""
