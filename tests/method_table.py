@@ -12,6 +12,7 @@ import torch
 from robust_pl.callbacks import FGSM, PGD, NoisyFGSM
 from robust_pl.functional.criticality import Criticality
 from robust_pl.methods import (
+    AFA,
     FGSMAT,
     FGSMLAW,
     FR,
@@ -21,19 +22,24 @@ from robust_pl.methods import (
     SAR,
     TRADES,
     TWA,
+    AdaptiveSmoothing,
     AdversarialFineTuning,
     FastAT,
+    FreeAT,
     GradAlign,
+    GreedySoup,
     LayerwiseTWA,
     LearnedSoup,
     MEHLSoup,
     Method,
     PubDef,
     RiFT,
+    RobustWeightSignature,
     StandardTraining,
     SubspaceAT,
+    UniformSoup,
 )
-from robust_pl.nets import SmallCNN, TrainedNet
+from robust_pl.nets import AdaptiveDualNet, MixedClassifier, SmallCNN, TrainedNet
 
 EPS = 0.1
 
@@ -60,14 +66,19 @@ class Case:
         refuses: callbacks, by class name, that it cannot be combined with; part of the reason that it gives.
         moves: whether it changes weights beside the optimizer's step, such as a start from somewhere else.
         accumulates: whether ``accumulate_grad_batches`` is possible; else part of the reason that it gives.
+        replays: how often it crafts for one batch.
+        trains: whether its epochs train; else the network is put together at once, and how that resumes is tested elsewhere.
     """
 
     build: Callable[[Any, Path], Method]
     refuses: dict[str, str] | None = None
     moves: bool = False
     accumulates: str | None = None
+    trains: bool = True
+    replays: int = 1
 
 
+ASSEMBLED = dict.fromkeys(("AWP", "SAM"), "takes no gradient step") | {"EMA": "moves no weights"}
 METHODS: dict[str, Case] = {
     "StandardTraining": Case(lambda optimizer, _: StandardTraining(net(), optimizer=optimizer)),
     "PGDAT": Case(lambda optimizer, _: PGDAT(net(), PGD(EPS, steps=2), optimizer)),
@@ -124,5 +135,40 @@ METHODS: dict[str, Case] = {
         lambda optimizer, folder: MEHLSoup(net(), str(folder / "base"), models=2, epochs=1, layer_size=0, optimizer=optimizer),
         refuses=dict.fromkeys(("AWP", "SAM"), "its steps move coefficients") | {"EMA": "moves no weights"},
         moves=True,
+    ),
+    "FreeAT": Case(
+        lambda optimizer, _: FreeAT(net(), FGSM(EPS), replays=2, optimizer=optimizer),
+        refuses=dict.fromkeys(("AWP", "SAM"), "cannot be combined with FreeAT"),
+        replays=2,
+        accumulates="not supported for manual optimization",
+    ),
+    "AFA": Case(
+        lambda optimizer, _: AFA(
+            AdaptiveDualNet(net(), in_channels=1), PGD(EPS, steps=2), adaptive_share=0.5, optimizer=optimizer
+        ),
+    ),
+    "AdaptiveSmoothing": Case(
+        lambda optimizer, folder: AdaptiveSmoothing(
+            MixedClassifier(
+                TrainedNet(str(folder / "base")),
+                TrainedNet(str(folder / "base")),
+                standard_taps=["layers.5"],
+                robust_taps=["layers.5"],
+                in_channels=1,
+                image_size=8,
+            ),
+            PGD(EPS, steps=2),
+            optimizer=optimizer,
+        ),
+    ),
+    "UniformSoup": Case(lambda _, folder: UniformSoup(net(), str(folder / "base"), batches=1), ASSEMBLED, True, trains=False),
+    "GreedySoup": Case(lambda _, folder: GreedySoup(net(), str(folder / "base"), batches=1), ASSEMBLED, True, trains=False),
+    "RobustWeightSignature": Case(
+        lambda _, folder: RobustWeightSignature(
+            net(), *[str(folder / "base" / "checkpoints" / "last.ckpt")] * 2, tuned=str(folder / "base"), batches=1
+        ),
+        ASSEMBLED,
+        True,
+        trains=False,
     ),
 }

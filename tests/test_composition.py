@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
 
 from robust_pl.callbacks import AWP, EMA, SAM
@@ -38,7 +39,8 @@ class Losses(Callback):
         self.seen: list[torch.Tensor] = []
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
-        self.seen.append(trainer.callback_metrics["train/loss"].detach().clone())
+        if "train/loss" in trainer.callback_metrics:
+            self.seen.append(trainer.callback_metrics["train/loss"].detach().clone())
 
 
 def trainer_for(callbacks: list[Callback], **more: Any) -> Trainer:
@@ -79,7 +81,9 @@ def check_steps(case: Case, folder: Path, callbacks: list[Callback], **more: Any
     method, _, counts = fit(case, folder, [*callbacks, losses], **more)
     accumulate = more.get("accumulate_grad_batches", 1)
     batches = 2 * STEPS
-    assert counts["craft"] in (0, batches), "one attack a batch"
+    if not case.trains:
+        return method
+    assert counts["craft"] in (0, batches * case.replays), "one attack a batch"
     if type(method).after_step is not Method.after_step:
         assert counts["after_step"] == batches // accumulate, "the state moves once a step"
     assert len(losses.seen) == batches and all(loss.isfinite() for loss in losses.seen)
@@ -98,7 +102,8 @@ def test_every_method_with_every_combination(name: str, combination: str, ingred
         return
     check_steps(case, ingredients, callbacks(), default_root_dir=tmp_path)
     check_weights_come_back(case, ingredients, callbacks, tmp_path)
-    check_resumed(case, ingredients, callbacks, tmp_path)
+    if case.trains:
+        check_resumed(case, ingredients, callbacks, tmp_path)
 
 
 def check_weights_come_back(case: Case, folder: Path, callbacks: Callable[[], list[Callback]], root: Path) -> None:
@@ -150,10 +155,10 @@ def test_the_same_accumulated_and_in_bf16(
 ) -> None:
     case, callbacks = METHODS[name], COMBINATIONS[combination]()
     reason = refused(case, callbacks)
-    if reason is None and "accumulate_grad_batches" in more:
+    if "accumulate_grad_batches" in more and case.accumulates is not None:
         reason = case.accumulates
     if reason is not None:
-        with pytest.raises(ValueError, match=reason):
+        with pytest.raises((ValueError, MisconfigurationException), match=reason):
             fit(case, ingredients, callbacks, default_root_dir=tmp_path, **more)
         return
     check_steps(case, ingredients, callbacks, default_root_dir=tmp_path, **more)
