@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
+
+# Networks in the tests are small, and threads that wait for each other would take most of the time: here, in the processes that
+# tests start, and beside those of other workers. Before torch is imported.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 import torch
