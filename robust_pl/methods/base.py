@@ -162,7 +162,7 @@ class Method(LightningModule, ABC):
         """Called once after each real optimizer step, with all its micro-batches: teacher temperatures, class statistics."""
 
     def averaging_weight(self) -> Tensor | None:
-        """Whether an average of weights takes the step just made; None always does.
+        """Whether an EMA takes the step just made; None always does. SWA, which averages epochs, does not ask.
 
         Else 1.0 or 0.0, equal on all processes, of dimension 0 and on the device, so that nothing waits for it.
         """
