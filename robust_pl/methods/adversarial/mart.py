@@ -17,8 +17,8 @@ class MART(Method):
     """MART (Wang et al. 2020, openreview rklOg6EFwS): consistency weighted by how badly the clean sample is classified.
 
     See :func:`robust_pl.functional.losses.mart`. The attack maximises cross-entropy, from x + 0.001 * N(0, 1) without an attack
-    of your own. Its gain under PGD shrinks under AutoAttack: report both. With AWP it diverged for WRN-34-10 in a
-    published benchmark (MAIR): start that after some epochs, or take a smaller gamma. Cost: the attack's passes, and two forward and two
+    of your own. Its gain under PGD shrinks under AutoAttack: report both. With AWP it diverged for WRN-34-10 in a published
+    benchmark (MAIR): start that after some epochs, or take a smaller gamma. Cost: the attack's passes, and two forward and two
     backward passes: 12 + 12 with PGD-10.
 
     Args:
