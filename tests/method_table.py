@@ -67,6 +67,7 @@ class Case:
         moves: whether it changes weights beside the optimizer's step, such as a start from somewhere else.
         accumulates: whether ``accumulate_grad_batches`` is possible; else part of the reason that it gives.
         replays: how often it crafts for one batch.
+        strategy: on several processes.
         trains: whether its epochs train; else the network is put together at once, and how that resumes is tested elsewhere.
     """
 
@@ -75,6 +76,7 @@ class Case:
     moves: bool = False
     accumulates: str | None = None
     trains: bool = True
+    strategy: str = "ddp"
     replays: int = 1
 
 
@@ -146,6 +148,7 @@ METHODS: dict[str, Case] = {
         lambda optimizer, _: AFA(
             AdaptiveDualNet(net(), in_channels=1), PGD(EPS, steps=2), adaptive_share=0.5, optimizer=optimizer
         ),
+        strategy="ddp_find_unused_parameters_true",
     ),
     "AdaptiveSmoothing": Case(
         lambda optimizer, folder: AdaptiveSmoothing(

@@ -64,7 +64,7 @@ def run(name: str, combination: str, ingredients: Path) -> str | None:
     """What went wrong on any process, or None."""
     case, callbacks = METHODS[name], COMBINATIONS[combination]()
     with tempfile.TemporaryDirectory() as root:
-        more = {"strategy": "ddp", "devices": 2, "default_root_dir": root}
+        more = {"strategy": case.strategy, "devices": 2, "default_root_dir": root}
         error = None
         try:
             if refused(case, callbacks) is not None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterable
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -17,6 +17,7 @@ from lightning.pytorch.core.mixins.hparams_mixin import HyperparametersMixin, _g
 from lightning.pytorch.utilities.parsing import collect_init_args
 from torch import Tensor, nn
 from torch.nn import Parameter
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim import SGD, Optimizer
 from typing_extensions import Self
 
@@ -214,17 +215,19 @@ class Method(LightningModule, ABC):
     def _gradients_again(self, optimizer: Any, tracked: bool) -> None:
         """Gradients of the step's examples at the present weights: what its micro-batches did, without their attacks."""
         optimizer.zero_grad()
+        strategy = self.trainer.strategy
+        wrapper = strategy.model if isinstance(strategy.model, DistributedDataParallel) else None
         for example in self._window:
-            with self.trainer.precision_plugin.train_step_context(), nullcontext() if tracked else untracked(self):
-                loss = self.loss(example) / self.trainer.accumulate_grad_batches
+            with ExitStack() as around:
+                if wrapper is not None and example is not self._window[-1]:
+                    around.enter_context(wrapper.no_sync())
+                around.enter_context(self.trainer.precision_plugin.train_step_context())
+                if not tracked:
+                    around.enter_context(untracked(self))
+                # Through the wrapper, so that it knows which weights take part, and reduces their gradients.
+                redirected = self.loss if wrapper is None else partial(strategy._forward_redirection, wrapper, self, "loss")
+                loss = redirected(example) / self.trainer.accumulate_grad_batches
             loss.backward()
-        if self.trainer.world_size > 1:
-            # DDP reduces what went through its own forward pass; this went through the bare module.
-            gradients = [p.grad for p in self.parameters() if p.grad is not None]
-            flat = torch._utils._flatten_dense_tensors(gradients)
-            torch.distributed.all_reduce(flat)
-            flat /= self.trainer.world_size
-            torch._foreach_copy_(gradients, torch._utils._unflatten_dense_tensors(flat, gradients))
 
     def validation_step(self, batch: tuple[Tensor, ...], batch_idx: int) -> dict[str, Tensor]:
         self._check_first(batch)
