@@ -185,6 +185,8 @@ def measure(rows: Sequence[Row], seeds: Sequence[int], output: Path, workers: in
 
     def one(run: Runs, row: Row) -> dict[str, Any]:
         run.fit(COMMANDS.get(row.config, f"robust-pl fit -c configs/digits/{row.config}.yaml"))
+        for needed in needs(row.attacks_of) if row.attacks_of else ():
+            run.fit(needed)  # its attacks may come from other runs
         return run.test(row)
 
     with ThreadPoolExecutor(workers) as pool:
