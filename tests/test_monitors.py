@@ -19,8 +19,8 @@ from robust_pl.callbacks.monitors.compute import COST_KEY
 from robust_pl.callbacks.monitors.passes import PassCounter
 from robust_pl.data import DigitsDataModule
 from robust_pl.functional.gradients import input_gradient
-from robust_pl.methods import PGDAT, TRADES, Example, Method, StandardTraining
-from robust_pl.nets import SmallCNN
+from robust_pl.methods import AFA, PGDAT, TRADES, Example, Method, StandardTraining
+from robust_pl.nets import AdaptiveDualNet, SmallCNN
 from robust_pl.nets.frozen import Frozen
 from robust_pl.report import Table, as_markdown
 
@@ -520,3 +520,16 @@ def test_two_processes_count_what_both_do_and_judge_alike(tmp_path: Path) -> Non
     one, two = (cost["networks"]["net"] for cost in (one, two))
     two["training"]["forwards"] -= 2  # both processes look at the first batch
     assert one["training"] == two["training"]
+
+
+def test_passes_that_leave_a_part_of_a_wrapper_out_are_counted() -> None:
+    """AFA's first stage attacks and trains past the predictor that stands beside its network: 2 steps, then two passes."""
+    net = AdaptiveDualNet(SmallCNN(width=4), in_channels=1)
+    method = AFA(net, PGD(0.1, steps=2), adaptive_share=0.0, optimizer=lambda p: torch.optim.SGD(p, lr=0.1))
+    method._checked = {True, False}
+    monitor = ComputeMonitor(show=False)
+    x, y = torch.rand(16, 1, 8, 8), torch.arange(16) % 10
+    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False}
+    trainer = Trainer(max_epochs=1, accelerator="cpu", callbacks=[monitor], limit_val_batches=0, **quiet)
+    trainer.fit(method, DataLoader(TensorDataset(x, y), 8))
+    assert monitor.cost["networks"]["net"]["training"]["forwards"] == 16 * (2 + 2)

@@ -181,6 +181,9 @@ def _measure(net: nn.Module, inputs: tuple[Any, ...], trained: list[nn.Parameter
     ids = {id(p) for p in trained}
     # Before the first trained layer a training pass has no gradient.
     fit = [m for m in fit if not ids or any(id(p) in ids for p in m.parameters())]
+    # Where one network wraps another, what stands beside the inner one may be left out of a pass.
+    inner = set(net.net.modules()) if isinstance(getattr(net, "net", None), nn.Module) else set()
+    fit.sort(key=lambda m: m not in inner)
     return found, fit[0] if fit else None
 
 
