@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterable
-from contextlib import ExitStack, nullcontext
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -17,7 +17,6 @@ from lightning.pytorch.core.mixins.hparams_mixin import HyperparametersMixin, _g
 from lightning.pytorch.utilities.parsing import collect_init_args
 from torch import Tensor, nn
 from torch.nn import Parameter
-from torch.nn.parallel import DistributedDataParallel
 from torch.optim import SGD, Optimizer
 from typing_extensions import Self
 
@@ -26,7 +25,6 @@ from ..callbacks.attacks.ledger import Attacked
 from ..callbacks.attacks.problem import Objective
 from ..callbacks.evaluation import RobustEvaluation
 from ..callbacks.weights.perturbation import WeightPerturbation
-from ..nets.statistics import untracked
 from ..nets.weights import load_weights
 from ..trust import check_classes, guarded, read_checkpoint
 from .example import Example
@@ -34,6 +32,7 @@ from .first_batch import check_batch
 from .random_state import random_state, set_random_state
 from .ranks import of_all_ranks
 from .schedules import Schedule
+from .second_pass import differentiate_again
 
 _PLAIN = (bool, int, float, str, type(None))
 OptimizerFactory = Callable[[Iterable[Parameter]], Optimizer]
@@ -213,21 +212,8 @@ class Method(LightningModule, ABC):
         return found if found is not None and self.current_epoch >= found.start_epoch else None
 
     def _gradients_again(self, optimizer: Any, tracked: bool) -> None:
-        """Gradients of the step's examples at the present weights: what its micro-batches did, without their attacks."""
         optimizer.zero_grad()
-        strategy = self.trainer.strategy
-        wrapper = strategy.model if isinstance(strategy.model, DistributedDataParallel) else None
-        for example in self._window:
-            with ExitStack() as around:
-                if wrapper is not None and example is not self._window[-1]:
-                    around.enter_context(wrapper.no_sync())
-                around.enter_context(self.trainer.precision_plugin.train_step_context())
-                if not tracked:
-                    around.enter_context(untracked(self))
-                # Through the wrapper, so that it knows which weights take part, and reduces their gradients.
-                redirected = self.loss if wrapper is None else partial(strategy._forward_redirection, wrapper, self, "loss")
-                loss = redirected(example) / self.trainer.accumulate_grad_batches
-            loss.backward()
+        differentiate_again(self, self._window, tracked)
 
     def validation_step(self, batch: tuple[Tensor, ...], batch_idx: int) -> dict[str, Tensor]:
         self._check_first(batch)
