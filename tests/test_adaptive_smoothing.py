@@ -228,10 +228,10 @@ def test_a_step_costs_what_its_docstring_says() -> None:
     """The attack's steps and two passes, each through both networks; backward passes to the weights end at the mixing one."""
     net, calls = mixed(), {"standard": 0, "robust": 0}
     for name in calls:
-        getattr(net, name).register_forward_hook(lambda *_, name=name: calls.update({name: calls[name] + 1}))
+        getattr(net, name).register_forward_hook(lambda _, x, __, name=name: calls.update({name: calls[name] + len(x[0])}))
     method = AdaptiveSmoothing(net, PGD(0.1, steps=3), optimizer=sgd)
     method._checked = {True, False}
     Trainer(max_epochs=1, limit_val_batches=0, **QUIET).fit(method, loader())
-    assert calls == {"standard": 3 * (3 + 2), "robust": 3 * (3 + 2)}
+    assert calls == {"standard": 24 * (3 + 2), "robust": 24 * (3 + 2)}  # clean and attacked samples go in one batch
     assert (method.attack.forwards, method.attack.backwards) == (3 * 24, 3 * 24)
     assert all(p.grad is None for frozen in (net.standard, net.robust) for p in frozen.parameters())
