@@ -128,9 +128,9 @@ class Method(LightningModule, ABC):
         example = self.clean(batch)
         if self.attack is None:
             return example
-        return replace(example, x_adv=self.run_attack(example, batch, eps).x_adv.to(example.x.dtype))
+        return replace(example, x_adv=self.run_attack(example, eps).x_adv.to(example.x.dtype))
 
-    def run_attack(self, example: Example, batch: tuple[Tensor, ...], eps: Tensor | None = None) -> Attacked:
+    def run_attack(self, example: Example, eps: Tensor | None = None) -> Attacked:
         """One call of the training attack, with all that it found on its way; for a :meth:`craft` that needs more of it."""
         if self.attack is None:
             raise ValueError(f"{type(self).__name__} needs a training attack: set attack, such as FGSM or PGD")
@@ -139,19 +139,18 @@ class Method(LightningModule, ABC):
             example.x,
             example.y,
             eps=eps,
-            objective=self.attack_objective(batch) if self.attack.objective is None else None,
+            objective=self.attack_objective(example) if self.attack.objective is None else None,
             rank=self.global_rank,
             careful=example.x.device.type == "cpu",
         )
 
-    @staticmethod
-    def clean(batch: tuple[Tensor, ...]) -> Example:
-        """The batch before any attack; without an index in it, the index is -1."""
+    def clean(self, batch: tuple[Tensor, ...]) -> Example:
+        """The batch before any attack, with what the attack may need to know of it; without an index in it, that is -1."""
         x, y = batch[0], batch[1]
         return Example(x, y, batch[2] if len(batch) > 2 else torch.full((len(x),), -1, device=x.device))
 
-    def attack_objective(self, batch: tuple[Tensor, ...]) -> ObjectiveName | Objective:
-        """Inner objective for this batch; override it where it sees more than (x, y), such as a teacher's logits."""
+    def attack_objective(self, example: Example) -> ObjectiveName | Objective:
+        """Inner objective for what :meth:`clean` made; override it where it sees more than (x, y), such as teacher logits."""
         return self.inner_objective
 
     @abstractmethod

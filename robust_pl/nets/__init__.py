@@ -15,6 +15,7 @@ __getattr__, __dir__, __all__ = attach(
         "Normalize": "normalize",
         "PreActResNet18": "preact_resnet",
         "Pretrained": "public",
+        "RoutedNet": "routed",
         "ResNet18": "resnet",
         "ResNet20": "resnet_cifar",
         "ResNet2B": "resnet2b",

@@ -104,7 +104,7 @@ class FGSMLAW(Method):
 
     def craft(self, batch: tuple[Tensor, ...], eps: Tensor | None = None) -> ReferredExample:
         example = self.clean(batch)
-        attacked = self.run_attack(example, batch, eps)
+        attacked = self.run_attack(example, eps)
         x = example.x
         reference = x if self.reference == "clean" else attacked.start.to(x.dtype)
         return ReferredExample(x, example.y, example.index, attacked.x_adv.to(x.dtype), reference)

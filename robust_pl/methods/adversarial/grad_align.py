@@ -84,7 +84,7 @@ class GradAlign(Method):
 
     def craft(self, batch: tuple[Tensor, ...], eps: Tensor | None = None) -> AlignedExample:
         example = self.clean(batch)
-        attacked = self.run_attack(example, batch, eps)
+        attacked = self.run_attack(example, eps)
         if attacked.first_gradient is None:
             raise ValueError(
                 f"GradAlign uses the attack's gradient at x, and {type(self.attack).__name__} takes none: choose FGSM"

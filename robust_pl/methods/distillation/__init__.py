@@ -1,0 +1,1 @@
+"""Robust distillation: a student learns from teachers that are already trained."""
