@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from sklearn.datasets import load_digits
 
 from robust_pl.data import DigitsDataModule
 from robust_pl.data.augment import crop_and_flip, shift
@@ -138,6 +139,47 @@ def test_test_set_does_not_depend_on_the_seed():
     assert torch.equal(one.test_set.images, two.test_set.images)
     assert len(one.test_set) == 360
     assert indices(one.test_dataloader()) == list(range(360)) == indices(one.predict_dataloader())
+
+
+def test_the_usual_split_of_the_digits_stays():
+    """Figures in docs and headers were measured on exactly these 360."""
+    data = DigitsDataModule()
+    everyone = torch.cat(data.positions)
+    assert torch.equal(everyone.sort().values, torch.arange(1797))
+    assert data.positions[1][:8].tolist() == [21, 24, 28, 34, 35, 37, 39, 42]
+    assert int((data.positions[1] * torch.arange(1, 361)).sum()) == 80439995
+    assert int((data.test_set.images.long().flatten() * torch.arange(1, 360 * 64 + 1)).sum()) == 1292823137
+
+
+def test_folds_partition_all_digits_by_class():
+    folds = [DigitsDataModule(fold=fold, seed=seed) for fold, seed in enumerate((0, 1, 2, 3, 4))]
+    assert torch.equal(torch.cat([data.positions[1] for data in folds]).sort().values, torch.arange(1797))
+    assert torch.equal(folds[3].positions[1], DigitsDataModule(fold=3, seed=0).positions[1])  # the same for every seed
+    every = torch.bincount(torch.cat([data.test_set.labels for data in folds]))
+    for data in folds:
+        train, test = data.positions
+        assert torch.equal(torch.cat([train, test]).sort().values, torch.arange(1797))
+        assert torch.equal(test, test.sort().values) and torch.equal(train, train.sort().values)
+        assert bool(((torch.bincount(data.test_set.labels) - every / 5).abs() < 1).all())
+        # Numbers of samples are positions in the part, as they are without folds.
+        assert indices(data.test_dataloader()) == list(range(len(test)))
+        assert torch.equal(torch.cat(data.split).sort().values, torch.arange(len(train)))
+        assert set(indices(data.val_dataloader())) == set(data.split[1].tolist())
+
+
+def test_a_fold_holds_the_digits_that_its_positions_say():
+    pixels, labels = load_digits(return_X_y=True)
+    data = DigitsDataModule(fold=2, val_size=0)
+    for loader, positions in ((data.test_dataloader(), data.positions[1]), (data.train_dataloader(), data.positions[0])):
+        x, y, index = next(iter(loader))
+        assert (16 * x.flatten(1)).tolist() == pixels[positions[index]].tolist()
+        assert y.tolist() == labels[positions[index]].tolist()
+
+
+@pytest.mark.parametrize("fold", [5, -1, True, 1.0, "0"])
+def test_bad_folds(fold):
+    with pytest.raises(ValueError, match="fold must be one of 0 to 4, or null for the usual split, not"):
+        DigitsDataModule(fold=fold)
 
 
 def test_batch_contract():
