@@ -4,5 +4,11 @@ from .._lazy import attach
 
 __getattr__, __dir__, __all__ = attach(
     __name__,
-    {"AttackCost": "cost", "ClassAccuracy": "accuracy", "Row": "scoreboard", "Scoreboard": "scoreboard"},
+    {
+        "AttackCost": "cost",
+        "ClassAccuracy": "accuracy",
+        "ClassErrors": "class_errors",
+        "Row": "scoreboard",
+        "Scoreboard": "scoreboard",
+    },
 )
