@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ..trust import check_classes, guarded, read_checkpoint
 from .reference import pick_average, places, resolve
 from .robustbench import CLASSES
-from .weights import fill
+from .weights import SAFETENSORS, fill, load_weights
 from .zoo import pretrained
 
 
@@ -30,12 +30,13 @@ def read_trained(source: str | Path, named: Collection[str] = ()) -> nn.Module:
     if is_public(source):
         return pretrained(str(source))
     reference = resolve(source)
-    checkpoint = read_checkpoint(reference.path)
+    # Files of this format hold tensors alone.
+    checkpoint = {} if reference.path.suffix == SAFETENSORS else read_checkpoint(reference.path)
     config = checkpoint.get("hyper_parameters", {}).get("net")
     if not isinstance(config, dict):
         raise ValueError(
-            f"{reference.path} does not say which network it holds: build it in code and pass it, "
-            "load_model(path, net=ResNet18())"
+            f"{reference.path} does not say which network it holds: give the network, in a config as the argument net of "
+            "TrainedNet, in code as load_model(path, net=ResNet18())"
         )
     tensors = checkpoint["state_dict"] if reference.average is None else pick_average(checkpoint, reference)
     net = _build(config, reference.path, named)
@@ -65,22 +66,32 @@ def _build(config: Mapping[str, Any], path: Path, named: Collection[str]) -> nn.
 class TrainedNet(nn.Module):
     """A trained network as a class that a config can name: a teacher, a surrogate, where fine-tuning begins.
 
-    ``{class_path: TrainedNet, init_args: {source: runs/teacher#ema}}``. It is built as the run's own config says.
+    ``{class_path: TrainedNet, init_args: {source: runs/teacher#ema}}``. It is built as the run's own config says. A file of
+    nothing but weights says nothing, so the network is given beside it: ``{class_path: TrainedNet, init_args: {source:
+    teacher.pt, net: {class_path: WideResNet, init_args: {num_classes: 10}}}}``, a :class:`TimmModel` say.
 
     Args:
         source: the folder of a run (its ``checkpoints/best.ckpt``, else ``last.ckpt``) or a checkpoint, as it is or under
             ``ROBUST_PL_DATA``; with ``#ema`` at its end that average instead of the raw weights. Or the name of a public
-            network, see :func:`robust_pl.nets.zoo.pretrained`.
+            network, see :func:`robust_pl.nets.zoo.pretrained`. With ``net`` a file or a run's folder, as
+            :func:`load_weights` reads it.
         named: class paths outside of robust_pl, torch, timm and lightning that the checkpoint may import.
+        net: the network that the weights are for, which then need not say it themselves; it is filled in place. Data are not
+            linked to it: give it the ``num_classes`` that it was trained with.
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: if it is damaged, carries code, names other classes, or lacks the average.
+        ValueError: if it is damaged, carries code, names other classes, lacks the average, does not say which network it
+            holds and ``net`` does not either, or does not fit ``net``.
     """
 
-    def __init__(self, source: str, named: list[str] | None = None) -> None:
+    def __init__(self, source: str, named: list[str] | None = None, net: nn.Module | None = None) -> None:
         super().__init__()
-        self.net = read_trained(source, named or ())
+        if net is None:
+            self.net = read_trained(source, named or ())
+        else:
+            load_weights(net, source)
+            self.net = net.eval()
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits (B, K) of pixels (B, C, H, W) in [0, 1]."""

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from .frozen import Frozen
@@ -19,7 +20,8 @@ from .reference import find_file, pick_average, resolve
 _WRAPPER_KEYS = ("state_dict", "model_state_dict", "model", "net")
 _PREFIXES = ("module.", "net.", "model.", "_orig_mod.")
 _SHOWN = 3
-__all__ = ["Mismatch", "WeightsReport", "fill", "find_file", "load_weights", "read_tensors", "rename"]
+SAFETENSORS = ".safetensors"
+__all__ = ["SAFETENSORS", "Mismatch", "WeightsReport", "fill", "find_file", "load_weights", "read_tensors", "rename"]
 
 
 class Mismatch(NamedTuple):
@@ -75,7 +77,8 @@ def load_weights(net: nn.Module, source: str | os.PathLike[str] | Mapping[str, A
     A file is read without unpickling objects and onto the CPU, wherever it was saved. Wrapping keys (``state_dict``,
     ``model``, ...) are opened, and prefixes that DataParallel, ``torch.compile`` or a training module add to the names
     are removed, on either side. A missing ``num_batches_tracked``, and a constant that the net holds with the same
-    value outside its ``state_dict`` (such as ``normalize.mean``), count as fitting.
+    value outside its ``state_dict`` (such as ``normalize.mean``), count as fitting. Files that end in ``.safetensors`` are
+    read, too.
 
     Args:
         net: the network to fill.
@@ -149,7 +152,7 @@ def rename(tensors: Mapping[str, Tensor], rules: Mapping[str, str | None]) -> di
 
 def _read(path: Path) -> Any:
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        return load_file(path) if path.suffix == SAFETENSORS else torch.load(path, map_location="cpu", weights_only=True)
     except PermissionError:
         raise
     except Exception as error:  # torch's parser meets garbage in many ways
@@ -158,7 +161,8 @@ def _read(path: Path) -> Any:
                 f"{path} holds Python objects, which are never unpickled because they could run code: "
                 "save only its state_dict, with torch.save, where you trust the file"
             ) from error
-        raise ValueError(f"{path} is no checkpoint that torch.load can read: it is damaged or another format") from error
+        reader = "safetensors" if path.suffix == SAFETENSORS else "torch.load"
+        raise ValueError(f"{path} is no checkpoint that {reader} can read: it is damaged or another format") from error
 
 
 def _unwrap(checkpoint: Any, label: str) -> dict[str, Tensor]:
