@@ -32,6 +32,7 @@ from robust_pl.methods import (
     LearnedSoup,
     MEHLSoup,
     Method,
+    PeerAiD,
     PubDef,
     RiFT,
     RobustWeightSignature,
@@ -109,6 +110,9 @@ METHODS: dict[str, Case] = {
             weights=str(folder / "base"),
         ),
         moves=True,
+    ),
+    "PeerAiD": Case(
+        lambda optimizer, _: PeerAiD(net(), net(), PGD(EPS, steps=2, random_start="normal"), optimizer=optimizer),
     ),
     "PubDef": Case(
         lambda optimizer, folder: PubDef(

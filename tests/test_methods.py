@@ -36,6 +36,7 @@ from robust_pl.methods import (
     Method,
     MultiStep,
     OneCycle,
+    PeerAiD,
     StandardTraining,
     TorchSchedule,
 )
@@ -85,6 +86,7 @@ class Counted(nn.Module):
         (lambda net: FR(net, PGD(steps=10), optimizer=sgd), (10, 10), 2),
         (lambda net: FR(net, PGD(steps=10), start_epoch=1, optimizer=sgd), (10, 10), 1),
         (lambda net: SAR(net, PGD(steps=10), optimizer=sgd), (10, 10), 2),
+        (lambda net: PeerAiD(net, SmallCNN(width=4), PGD(steps=10, random_start="normal"), optimizer=sgd), (10, 10), 2),
         (lambda net: FGSMAT(net, optimizer=sgd), (1, 1), 1),
         (lambda net: FastAT(net, optimizer=sgd), (1, 1), 1),
         (lambda net: NFGSM(net, optimizer=sgd), (1, 1), 1),
@@ -93,8 +95,8 @@ class Counted(nn.Module):
         (lambda net: FGSMLAW(net, reference="start", optimizer=sgd), (1, 1), 2),
     ],
     ids=[
-        *("StandardTraining", "PGDAT", "TRADES", "FreeAT", "MART", "FR", "FR before its start", "SAR", "FGSMAT", "FastAT"),
-        *("NFGSM", "GradAlign", "FGSMLAW", "FGSMLAW, start"),
+        *("StandardTraining", "PGDAT", "TRADES", "FreeAT", "MART", "FR", "FR before its start", "SAR", "PeerAiD"),
+        *("FGSMAT", "FastAT", "NFGSM", "GradAlign", "FGSMLAW", "FGSMLAW, start"),
     ],
 )
 def test_a_step_costs_what_its_docstring_says(

@@ -24,6 +24,7 @@ __getattr__, __dir__, __all__ = attach(
         "LayerwiseTWA": "averaging.layerwise_twa",
         "Method": "base",
         "PGDAT": "adversarial.pgd_at",
+        "PeerAiD": "distillation.peeraid",
         "PubDef": "adversarial.pub_def",
         "RiFT": "adversarial.rift",
         "RobustWeightSignature": "averaging.robust_weight_signature",
