@@ -30,8 +30,12 @@ class RobustEvaluation(Callback):
     measured beside the raw ones, which costs the same once more for each.
 
     Logged as ``val/...`` and ``test/...``, or for an average ``val_ema/...`` and ``test_ema/...``: ``acc_clean``,
-    ``acc_<attack>``, ``acc_worst`` (right in all of them), ``worst_class_...``, and what each attack cost; ``loss`` is the
-    clean cross-entropy.
+    ``acc_<attack>``, ``acc_worst`` (right in all of them), and what each attack cost; ``loss`` is the clean cross-entropy. How
+    fair the network is to classes say, for ``clean``, each attack and ``worst`` alike, ``worst_class_...``, the accuracy of
+    the worst class; ``worst_tenth_...``, the mean of the worst ceil(K / 10) classes; ``nsd_...``, the population standard
+    deviation of the class accuracies over their mean, smaller where classes fare more alike, and missing where no sample is
+    right; ``fair_...``, accuracy plus worst class, which chooses a checkpoint by both (``--run.monitor val/fair_pgd20``).
+    Classes without a sample are left out. Loggers get, in test alone, ``class_acc_<attack>/<class>``, too.
 
     Args:
         num_classes: number of classes; None asks the module, then the data module.
@@ -219,6 +223,9 @@ class RobustEvaluation(Callback):
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._report(trainer, "test")
+        if trainer.is_global_zero:
+            for track in self.tracks:
+                track.log_classes(trainer, "test")
 
 
 def _index(trainer: Trainer, batch: Any, seen: int) -> Tensor:

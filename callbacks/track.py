@@ -16,7 +16,7 @@ from lightning.pytorch import LightningModule, Trainer
 from rich.console import Console
 from torch import Tensor
 
-from ..metrics.scoreboard import CLEAN, WORST, Row, Scoreboard, as_metrics, as_table
+from ..metrics.scoreboard import CLEAN, WORST, Row, Scoreboard, as_metrics, as_table, by_class
 from ..nets.averages import Average
 from .outcome import EvaluationAttack, Keeper, Outcome, attack_batch, score
 from .progress import watch_attack
@@ -58,6 +58,10 @@ class Track:
     def title(self, stage: str) -> str:
         """What its table is called."""
         return _TITLE.get(stage, stage) + ("" if self.average is None else f" of {self.average.name}")
+
+    def prefix(self, stage: str) -> str:
+        """What its figures' names begin with."""
+        return _PREFIX[stage] if self.average is None else f"{_PREFIX[stage]}_{self.average.name}"
 
     # The store -------------------------------------------------------------------------------------------------------
 
@@ -145,7 +149,7 @@ class Track:
     def finish(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """After the last batch: log the figures, seal the store. With several processes all must call it."""
         self.rows = self._board.rows()
-        prefix = _PREFIX[stage] if self.average is None else f"{_PREFIX[stage]}_{self.average.name}"
+        prefix = self.prefix(stage)
         if stage != "predict":
             shown = {f"acc_{CLEAN}", f"acc_{WORST}"} if stage == "validate" and self.average is None else set()
             figures = {"loss": self._board.loss.compute().item(), **as_metrics(self.rows)}
@@ -156,7 +160,7 @@ class Track:
         if self._store is not None:
             trainer.strategy.barrier()
             if trainer.is_global_zero:
-                path = self._store.finish(as_metrics(self.rows))
+                path = self._store.finish(as_metrics(self.rows) | by_class(self.rows))
                 self._store.close()
                 Console(soft_wrap=True).print(f"Outcome of every sample: {os.path.relpath(path)}")
             self._store = None
@@ -164,6 +168,14 @@ class Track:
     def report(self, stage: str) -> None:
         """Print the table."""
         Console().print(as_table(self.rows, self.title(stage)))
+
+    def log_classes(self, trainer: Trainer, stage: str) -> None:
+        """Give the loggers the accuracy of each class. Past Lightning, which would print hundreds of lines."""
+        names = getattr(trainer.datamodule, "class_names", None)
+        figures = {f"{self.prefix(stage)}/{key}": value for key, value in by_class(self.rows, names).items()}
+        for logger in trainer.loggers:
+            logger.log_metrics(figures, step=trainer.global_step)
+            logger.save()
 
     def _go_on(self, pl_module: LightningModule, facts: dict[str, Any]) -> None:
         self._store.identify(**facts)

@@ -9,6 +9,8 @@ from lightning.pytorch import Callback
 from .callbacks import Attack
 from .callbacks.weights.averaging import WeightAverage
 
+_KINDS = ("acc", "worst_class", "worst_tenth", "fair", "nsd")
+
 
 def choose_monitor(asked: str | None, attacks: Sequence[str], callbacks: Sequence[Callback], more_to_come: bool) -> str:
     """``run.monitor``, or what it is by default.
@@ -20,7 +22,7 @@ def choose_monitor(asked: str | None, attacks: Sequence[str], callbacks: Sequenc
         more_to_come: whether the method adds callbacks of its own.
 
     Raises:
-        ValueError: if that metric will never be logged.
+        ValueError: if that metric will never be logged, or its highest value is its worst.
     """
     attacked = attacks or any(isinstance(callback, Attack) for callback in callbacks)
     monitor = asked or ("val/acc_worst" if attacked else "val/acc_clean")
@@ -31,10 +33,15 @@ def choose_monitor(asked: str | None, attacks: Sequence[str], callbacks: Sequenc
         raise ValueError(f"run.monitor={monitor!r} needs the average {name!r}: add one to trainer.callbacks, such as EMA")
     if asked and not attacked and monitor.endswith("worst"):
         raise ValueError(f"run.monitor={monitor} needs an attack in validation: name one with --attacks")
+    kind = next((kind for kind in _KINDS if f"/{kind}_" in monitor), None)
+    if kind == "nsd":
+        raise ValueError(
+            f"run.monitor={monitor!r} is better the smaller, and the best checkpoint is that of the highest figure: "
+            f"take {monitor.replace('/nsd_', '/fair_')}, accuracy plus worst class"
+        )
     prefixes = ("val", *(f"val_{average}" for average in averages))
-    figures = [f"{kind}_{attack}" for kind in ("acc", "worst_class") for attack in ("clean", *attacks, "worst")]
-    known = [f"{prefix}/{figure}" for prefix in prefixes for figure in figures]
+    known = [f"{prefix}/{kind}_{attack}" for prefix in prefixes for attack in ("clean", *attacks, "worst")]
     others = any(not isinstance(callback, WeightAverage) for callback in callbacks)
-    if "/acc_" in monitor and prefix in prefixes and not others and monitor not in known:
+    if kind and prefix in prefixes and not others and monitor not in known:
         raise ValueError(f"run.monitor={monitor!r} will never be logged: choose one of {', '.join(known)}")
     return monitor

@@ -26,7 +26,7 @@ class Run:
         group: of wandb.
         tags: of wandb.
         monitor: metric that chooses ``best.ckpt``, the higher the better; None takes ``val/acc_worst``, or ``val/acc_clean``
-            where nothing attacks in validation.
+            where nothing attacks in validation. ``val/fair_pgd20`` is accuracy plus that of the worst class under ``pgd20``.
         save_every_n_steps: write ``last.ckpt`` also every so many training steps, and not only at the end of every epoch.
     """
 

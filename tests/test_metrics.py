@@ -5,12 +5,13 @@ from dataclasses import replace
 
 import pytest
 import torch
+from rich.console import Console
 from torch import nn
 
 from robust_pl.callbacks import FGSM, PGD
 from robust_pl.callbacks.outcome import Outcome, attack_batch, check_names, score
-from robust_pl.metrics import AttackCost, ClassAccuracy, Scoreboard
-from robust_pl.metrics.scoreboard import as_metrics, as_table
+from robust_pl.metrics import AttackCost, ClassAccuracy, Row, Scoreboard
+from robust_pl.metrics.scoreboard import as_metrics, as_table, by_class
 
 # Torchmetrics warns of an empty metric; empty ones are tested on purpose.
 pytestmark = pytest.mark.filterwarnings("ignore:The ``compute`` method")
@@ -28,21 +29,33 @@ def test_class_accuracy_by_hand():
     metric.update(bools(1, 1, 0), torch.tensor([0, 0, 1]))
     metric.update(bools(1, 0), torch.tensor([1, 3]))
     assert metric.compute().tolist() == [[2, 1, 0, 0], [2, 2, 0, 1]]
-    # Class 2 has no sample, so it is no worst class; class 3 is.
-    assert metric.figures() == (3 / 5, 0.0, 5)
 
 
-def test_class_accuracy_of_the_worst_class():
-    metric = ClassAccuracy(2)
-    metric.update(bools(1, 1, 1, 0), torch.tensor([0, 1, 1, 1]))
-    accuracy, worst, samples = metric.figures()
-    assert (accuracy, samples) == (0.75, 4)
-    assert worst == pytest.approx(2 / 3, abs=1e-12)
+def test_a_row_by_hand():
+    """Class 2 has no sample, so it is no worst class; the other three fare 1, 1/2 and 0."""
+    row = Row("pgd", right=(2, 1, 0, 0), total=(2, 2, 0, 1))
+    assert (row.samples, row.accuracy, row.worst_class, row.worst_tenth, row.fair) == (5, 3 / 5, 0.0, 0.0, 3 / 5)
+    assert row.class_accuracy == {0: 1.0, 1: 0.5, 3: 0.0}
+    # Mean 1/2, variance (1/4 + 0 + 1/4) / 3 = 1/6.
+    assert row.nsd == pytest.approx(math.sqrt(1 / 6) / 0.5, abs=1e-12)
 
 
-def test_class_accuracy_of_nothing():
-    accuracy, worst, samples = ClassAccuracy(2).figures()
-    assert math.isnan(accuracy) and math.isnan(worst) and samples == 0
+def test_the_worst_tenth_of_eleven_classes_are_two():
+    right = (9, 3, 8, 1, 9, 9, 9, 9, 9, 9, 9)
+    row = Row("pgd", right, (10,) * 11)
+    assert row.worst_class == pytest.approx(0.1, abs=1e-12) and row.worst_tenth == pytest.approx(0.2, abs=1e-12)
+    ten = Row("pgd", right[:10], (10,) * 10)
+    assert ten.worst_tenth == ten.worst_class == pytest.approx(0.1, abs=1e-12)
+
+
+def test_a_row_of_nothing_and_one_of_nothing_right():
+    empty = Row("clean", (0, 0), (0, 0))
+    figures = (empty.accuracy, empty.worst_class, empty.worst_tenth, empty.nsd, empty.fair)
+    assert all(map(math.isnan, figures)) and empty.samples == 0
+    broken = Row("pgd", (0, 0), (3, 2))
+    assert math.isnan(broken.nsd) and broken.fair == broken.worst_tenth == 0.0
+    assert "nsd_pgd" not in as_metrics([broken])  # 0 / 0, which JSON does not know
+    assert list(as_table([broken], "test").columns[3].cells) == [""]
 
 
 def test_class_accuracy_does_not_depend_on_batching():
@@ -53,9 +66,9 @@ def test_class_accuracy_does_not_depend_on_batching():
     for r, labels in zip(right.split(10), y.split(10), strict=True):
         parts.update(r, labels)
     assert torch.equal(whole.compute(), parts.compute())
-    assert whole.figures()[0] == right.sum().item() / 97
+    assert whole.compute().sum(1).tolist() == [right.sum().item(), 97]
     whole.reset()
-    assert whole.figures()[2] == 0
+    assert not whole.compute().any()
 
 
 def test_counts_are_merged_over_processes_by_sums_and_seconds_by_the_slowest():
@@ -123,12 +136,26 @@ def test_the_loss_is_the_mean_over_samples_not_over_batches():
 
 def test_scoreboard_as_metrics():
     figures = as_metrics(board().rows())
-    expected = {f"{kind}_{name}" for kind in ("acc", "worst_class") for name in ("clean", "a", "b", "worst")}
+    kinds = ("acc", "worst_class", "worst_tenth", "fair", "nsd")
+    expected = {f"{kind}_{name}" for kind in kinds for name in ("clean", "a", "b", "worst")}
     expected |= {f"{kind}_{name}" for kind in ("forwards", "backwards", "seconds") for name in ("a", "b")}
     assert set(figures) == expected
     assert figures["acc_worst"] == pytest.approx(2 / 6)
     assert figures["worst_class_a"] == pytest.approx(2 / 3)
     assert figures["forwards_a"] == 2.0
+    assert figures["fair_worst"] == pytest.approx(2 / 6 + 1 / 3)
+    # Under b the classes fare 2/3 and 1: their mean is 5/6, and each is 1/6 away from it.
+    assert figures["nsd_b"] == pytest.approx((1 / 6) / (5 / 6))
+
+
+def test_accuracies_by_class_have_names_where_these_tell_classes_apart():
+    rows = board().rows()
+    found = by_class(rows, ["cat", "dog"])
+    assert found["class_acc_b/cat"] == pytest.approx(2 / 3) and found["class_acc_b/dog"] == 1.0
+    assert len(found) == 4 * 2
+    numbered = {f"class_acc_{row.name}/{k}" for row in rows for k in (0, 1)}
+    for names in (None, ["cat", "cat"], ["cat", "dog", "cow"]):
+        assert set(by_class(rows, names)) == numbered
 
 
 def test_scoreboard_as_table():
@@ -138,7 +165,19 @@ def test_scoreboard_as_table():
     columns = [list(column.cells) for column in table.columns]
     assert columns[1] == ["83.33%", "66.67%", "83.33%", "33.33%"]
     assert columns[2] == ["66.67%", "66.67%", "66.67%", "33.33%"]
-    assert columns[3] == ["", "2.00", "2.00", ""]
+    assert columns[3] == ["0.200", "0.000", "0.200", "0.000"]
+    assert columns[4] == ["", "2.00", "2.00", ""]
+
+
+def test_the_table_fits_a_console_and_shows_the_worst_tenth_of_many_classes():
+    spent = (1042.5, 291.25, 12345.67)
+    rows = [Row(name, (5,) * 100, (10,) * 100, *spent) for name in ("clean", "autoattack_linf", "worst")]
+    console = Console(width=100)
+    with console.capture() as capture:
+        console.print(as_table(rows, "test"))
+    said = capture.get()
+    assert "worst tenth" in said and "\u2026" not in said
+    assert any("autoattack_linf" in line and "12345.67" in line for line in said.splitlines())
 
 
 def test_scoreboard_without_attacks_has_one_row_and_resets():

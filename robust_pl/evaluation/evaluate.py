@@ -20,7 +20,7 @@ from ..callbacks.outcome import Keeper, attack_batch, check_index, check_names, 
 from ..callbacks.progress import AttackBar
 from ..callbacks.store.identity import describe, facts_about, replay
 from ..callbacks.store.store import Store
-from ..metrics.scoreboard import Row, Scoreboard, as_metrics, as_table
+from ..metrics.scoreboard import Row, Scoreboard, as_metrics, as_table, by_class
 
 Data = LightningDataModule | Iterable[Any] | tuple[Tensor, Tensor]
 
@@ -33,7 +33,10 @@ class Report:
 
     @property
     def metrics(self) -> dict[str, float]:
-        """Accuracies and costs as ``robust-pl test`` logs them, without its prefix: ``acc_clean``, ``acc_<attack>``, ..."""
+        """Figures as ``robust-pl test`` logs them, without its prefix: ``acc_clean``, ``worst_class_<attack>``, ...
+
+        Those of single classes are in ``rows``: ``class_accuracy``.
+        """
         return as_metrics(self.rows)
 
     def __str__(self) -> str:
@@ -88,7 +91,7 @@ def evaluate(
             raise ValueError("there is nothing to evaluate: the data hold no sample")
         report = Report(board.rows())
         if kept is not None:
-            kept.finish(report.metrics)
+            kept.finish(report.metrics | by_class(report.rows))
     finally:
         if kept is not None:
             kept.close()

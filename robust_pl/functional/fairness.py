@@ -5,6 +5,8 @@ Nothing here waits for the device, so that a training step may call it.
 
 from __future__ import annotations
 
+import math
+
 from torch import Tensor
 
 from .losses import wide
@@ -54,3 +56,23 @@ def class_gaps(means: Tensor) -> Tensor:
     A class without samples (nan) is left out of the mean, and its own gap is 0.
     """
     return (means - means.nanmean(0)).nan_to_num(0.0, 0.0, 0.0)
+
+
+def worst_class(accuracy: Tensor) -> Tensor:
+    """Smallest of the class accuracies (..., K), one or more classes."""
+    return accuracy.amin(-1)
+
+
+def worst_tenth(accuracy: Tensor) -> Tensor:
+    """Mean of the ceil(K / 10) smallest class accuracies (..., K); up to ten classes that is the worst one."""
+    count = math.ceil(accuracy.shape[-1] / 10)
+    return accuracy.topk(count, dim=-1, largest=False).values.mean(-1)
+
+
+def nsd(accuracy: Tensor) -> Tensor:
+    """Normalised standard deviation of the class accuracies (..., K): population standard deviation over mean.
+
+    0 where all classes fare alike, at most sqrt(K - 1), where one class alone is ever right; nan where none is. That it is
+    this that Zhao et al. 2023 (ABSLD, arXiv 2312.05508) report is taken from summaries of the paper.
+    """
+    return accuracy.std(-1, correction=0) / accuracy.mean(-1)

@@ -38,11 +38,3 @@ class ClassAccuracy(Metric):
     def compute(self) -> Tensor:
         """Right verdicts and samples of each class, int64 (2, K)."""
         return torch.stack([self.right, self.total])
-
-    def figures(self) -> tuple[float, float, int]:
-        """Accuracy over all samples, accuracy of the worst class, number of samples. Collective between processes."""
-        right, total = self.compute().cpu().double()
-        by_class = (right / total)[total > 0]
-        if not len(by_class):
-            return float("nan"), float("nan"), 0
-        return (right.sum() / total.sum()).item(), by_class.min().item(), int(total.sum())
