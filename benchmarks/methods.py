@@ -11,17 +11,11 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import shlex
-import shutil
-import subprocess
-import sys
-import time
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from statistics import mean, stdev
-from threading import Lock
+from statistics import mean
 from typing import Any
 
 import yaml
@@ -30,9 +24,9 @@ from rich.table import Table
 
 from robust_pl.report.cost import cost_figures
 
+from .runs import ROOT, Runs, at_once, digest, markdown, needs, spread
 from .timing import machine
 
-ROOT = Path(__file__).resolve().parent.parent
 CONFIGS = ROOT / "configs" / "digits"
 
 
@@ -102,98 +96,21 @@ COMMANDS = {
 }
 
 
-class Runs:
-    """The runs of one seed, in a folder of their own, each made once.
-
-    Args:
-        folder: working directory of the commands; runs lie in ``runs/`` below it.
-        seed: of all of them.
-    """
-
-    def __init__(self, folder: Path, seed: int) -> None:
-        self.folder, self.seed = folder, seed
-        self._lock, self._locks = Lock(), {}
-        folder.mkdir(parents=True, exist_ok=True)
-
-    def fit(self, command: str) -> None:
-        """Run ``robust-pl fit -c configs/digits/x.yaml ...`` and what that config needs, unless it is done."""
-        arguments = shlex.split(command)
-        if arguments[0] != "robust-pl":
-            return self._once(Path(arguments[3]).stem, [*arguments[1:-1], str(self.seed)])
-        place = arguments.index("-c") + 1
-        config = Path(arguments[place]).stem
-        name = arguments[arguments.index("--run.name") + 1] if "--run.name" in arguments else config
-        for needed in needs(config):
-            self.fit(needed)
-        arguments[place] = str(CONFIGS / f"{config}.yaml")
-        seed = () if "--seed_everything" in arguments else ("--seed_everything", str(self.seed))
-        self._once(name, ["-m", "robust_pl", *arguments[1:], *seed, "--run.name", name])
-
-    def test(self, row: Row) -> dict[str, Any]:
-        """Figures of a test of a run, those of each set of weights, and the cost of its training."""
-        kept = self.folder / f"{row.config}{'' if row.attacks_of is None else f'@{row.attacks_of}'}.json"
-        if not kept.exists():
-            run = self.folder / "runs" / row.config
-            arguments = ["-m", "robust_pl", "test", "--ckpt_path", f"{run}/checkpoints/best.ckpt"]
-            if row.attacks_of is not None:
-                attacks = yaml.safe_load((CONFIGS / f"{row.attacks_of}.yaml").read_text())["attacks"]
-                given = self.folder / f"{row.attacks_of}-attacks.yaml"
-                given.write_text(yaml.safe_dump({"attacks": attacks}))
-                arguments += ["-c", str(run / "config.yaml"), "-c", str(given)]
-            output = self.folder / "tests" / kept.stem
-            self._run(f"{kept.stem}.test", [*arguments, "--evaluation.output_dir", str(output)])
-            found = [output, *output.parent.glob(f"{output.name}-*")]
-            figures = {
-                path.name.removeprefix(output.name).strip("-") or "raw": json.loads((path / "figures.json").read_text())
-                for path in found
-                if path == output or path.name.removeprefix(output.name).strip("-").isalpha()
-            }
-            cost = json.loads((run / "compute.json").read_text())
-            kept.write_text(json.dumps({"figures": figures, "cost": cost}, indent=1))
-        return json.loads(kept.read_text())
-
-    def _once(self, name: str, arguments: Sequence[str]) -> None:
-        with self._lock:
-            lock = self._locks.setdefault(name, Lock())
-        with lock:
-            if not (self.folder / f"{name}.done").exists():
-                shutil.rmtree(self.folder / "runs" / name, ignore_errors=True)  # of a benchmark that was killed
-                self._run(f"{name}.fit", arguments)
-                (self.folder / f"{name}.done").touch()
-
-    def _run(self, log: str, arguments: Sequence[str]) -> None:
-        path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "WANDB_MODE": "disabled", "PYTHONPATH": path}
-        began = time.perf_counter()
-        with (self.folder / f"{log}.log").open("w") as file:
-            done = subprocess.run([sys.executable, *arguments], cwd=self.folder, env=environment, stdout=file, stderr=file)
-        if done.returncode:
-            tail = "\n".join((self.folder / f"{log}.log").read_text().splitlines()[-5:])
-            raise SystemExit(f"python {shlex.join(arguments)} failed in {self.folder}:\n{tail}")
-        print(f"seed {self.seed} {log}: {time.perf_counter() - began:.0f} s", flush=True)
-
-
-def needs(config: str) -> list[str]:
-    """Commands that the header of a config names as run before it."""
-    lines = (CONFIGS / f"{config}.yaml").read_text().splitlines()
-    return [line.removeprefix("# needs: ") for line in lines if line.startswith("# needs: ")]
-
-
 def measure(rows: Sequence[Row], seeds: Sequence[int], output: Path, workers: int) -> dict[str, list[dict[str, Any]]]:
     """Figures of every row for every seed, by the row's name."""
     runs = [Runs(output / f"seed{seed}", seed) for seed in seeds]
 
     def one(run: Runs, row: Row) -> dict[str, Any]:
-        run.fit(COMMANDS.get(row.config, f"robust-pl fit -c configs/digits/{row.config}.yaml"))
-        for needed in needs(row.attacks_of) if row.attacks_of else ():
-            run.fit(needed)  # its attacks may come from other runs
-        return run.test(row)
+        made_by = run.fit(COMMANDS.get(row.config, f"robust-pl fit -c configs/digits/{row.config}.yaml"))
+        if row.attacks_of is None:
+            return run.test(row.config, made_by)
+        config = CONFIGS / f"{row.attacks_of}.yaml"
+        made_by = digest([made_by, *map(run.fit, needs(config))])  # its attacks may come from other runs
+        return run.test(row.config, made_by, (row.attacks_of, yaml.safe_load(config.read_text())["attacks"]))
 
-    with ThreadPoolExecutor(workers) as pool:
-        # Seed by seed, so that a benchmark that is stopped early has whole seeds.
-        waiting = [[pool.submit(one, run, row) for row in rows] for run in runs]
-        found = [[future.result() for future in of_seed] for of_seed in waiting]
-    return {row.name: [pick(of_seed[i], row) for of_seed in found] for i, row in enumerate(rows)}
+    # Seed by seed, so that a benchmark that is stopped early has whole seeds.
+    found = at_once([partial(one, run, row) for run in runs for row in rows], workers)
+    return {row.name: [pick(result, row) for result in found[i :: len(rows)]] for i, row in enumerate(rows)}
 
 
 def pick(result: dict[str, Any], row: Row) -> dict[str, Any]:
@@ -202,11 +119,6 @@ def pick(result: dict[str, Any], row: Row) -> dict[str, Any]:
         raise SystemExit(f"{row.config} has no figures of {row.weights} weights: {', '.join(result['figures'])} were tested")
     figures = {k.removeprefix("acc_"): 100 * v for k, v in result["figures"][row.weights].items() if k.startswith("acc_")}
     return {**figures, **{f"cost_{k}": v for k, v in cost_figures(result["cost"]).items()}}
-
-
-def spread(values: Sequence[float]) -> str:
-    """Mean, and the standard deviation over seeds."""
-    return f"{mean(values):.1f}" + (f" ± {stdev(values):.1f}" if len(values) > 1 else "")
 
 
 def columns(found: dict[str, list[dict[str, Any]]]) -> list[str]:
@@ -253,8 +165,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     for row in body:
         table.add_row(*row)
     Console(width=200).print(table)
-    markdown = ["| " + " | ".join(line) + " |" for line in (head, ["---"] * len(head), *body)]
-    (args.output / "methods.md").write_text("\n".join(markdown) + "\n")
+    (args.output / "methods.md").write_text(markdown(head, body))
     report = {"seeds": args.seeds, "machine": machine(), "rows": found}
     (args.output / "methods.json").write_text(json.dumps(report, indent=1) + "\n")
     print(f"Written: {args.output / 'methods.md'}, {args.output / 'methods.json'}")
