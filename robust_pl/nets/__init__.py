@@ -5,6 +5,7 @@ from .._lazy import attach
 __getattr__, __dir__, __all__ = attach(
     __name__,
     {
+        "AWNet": "aw_net",
         "AdaptiveDualNet": "adaptive_dual_net",
         "DMPreActResNet18": "dm_wide_resnet",
         "DMWideResNet": "dm_wide_resnet",
@@ -12,6 +13,10 @@ __getattr__, __dir__, __all__ = attach(
         "Frozen": "frozen",
         "ImageClassifier": "classifier",
         "MixedClassifier": "mixed",
+        "MoENet": "experts",
+        "MoEResNet18": "moe",
+        "MoESmallCNN": "moe",
+        "MoEWideResNet": "moe",
         "Normalize": "normalize",
         "PreActResNet18": "preact_resnet",
         "Pretrained": "public",
@@ -25,6 +30,7 @@ __getattr__, __dir__, __all__ = attach(
         "ResNet56": "resnet_cifar",
         "SmallCNN": "small_cnn",
         "Standardize": "normalize",
+        "Teacher": "teacher",
         "TimmModel": "timm_model",
         "TrainedNet": "trained",
         "WeightsReport": "weights",
