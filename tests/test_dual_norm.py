@@ -13,7 +13,7 @@ from lightning.pytorch import Callback, Trainer
 from torch import Tensor, nn
 
 from robust_pl import load_model
-from robust_pl.callbacks import PGD
+from robust_pl.callbacks import EMA, PGD
 from robust_pl.methods import AFA, Cosine, MultiStep
 from robust_pl.methods.adversarial.afa import _TwoStages
 from robust_pl.nets import AdaptiveDualNet, DualBatchNorm, PreActResNet18, SmallCNN, dual_batch_norm
@@ -123,11 +123,56 @@ def test_a_half_that_is_not_asked_does_not_move() -> None:
 
 
 def test_synchronised_batchnorm_replaces_both_halves() -> None:
-    net = AdaptiveDualNet(SmallCNN(width=4), in_channels=1)
+    """Each with its own weights and statistics, and both still routed."""
+    net, x = randomised(AdaptiveDualNet(SmallCNN(width=4), in_channels=1)).eval(), torch.rand(2, 1, 8, 8)
+    before, outputs = deepcopy(net.state_dict()), {}
+    for weight in (0.0, 1.0):
+        with net.pinned(weight):
+            outputs[weight] = net(x)
     converted = nn.SyncBatchNorm.convert_sync_batchnorm(net).eval()
     layers = [m for m in converted.modules() if isinstance(m, DualBatchNorm)]
     assert len(layers) == 4 and all(isinstance(h, nn.SyncBatchNorm) for m in layers for h in (m.clean, m.adv))
-    assert converted(torch.rand(2, 1, 8, 8)).shape == (2, 10)
+    after = converted.state_dict()
+    assert after.keys() == before.keys() and all(torch.equal(after[name], before[name]) for name in before)
+    assert not torch.equal(outputs[0.0], outputs[1.0])
+    for weight, expected in outputs.items():
+        with converted.pinned(weight):
+            assert torch.allclose(converted(x), expected, atol=1e-6)
+    with converted.pinned(torch.tensor([0.0, 1.0])):
+        assert torch.allclose(converted(x), torch.stack([outputs[0.0][0], outputs[1.0][1]]), atol=1e-6)
+
+
+def test_an_average_of_weights_holds_both_halves() -> None:
+    """Weights and running statistics of each half follow its own, by hand."""
+
+    class ByHand(Callback):
+        def __init__(self) -> None:
+            self.average: dict[str, Tensor] = {}
+
+        def on_train_batch_end(self, trainer: Trainer, module: AFA, *_: Any) -> None:
+            step = trainer.global_step - 1
+            decay = min(0.5, (1 + step) / (10 + step))
+            for name, tensor in module.state_dict().items():
+                if tensor.is_floating_point():
+                    self.average[name] = decay * self.average[name] + (1 - decay) * tensor
+
+        def on_train_start(self, trainer: Trainer, module: AFA) -> None:
+            self.average = {name: t.clone() for name, t in module.state_dict().items()}
+
+    torch.manual_seed(0)
+    net = randomised(AdaptiveDualNet(SmallCNN(width=4), in_channels=1, width=4)).double()
+    method, by_hand, ema = AFA(net, PGD(eps=0.2, steps=1), optimizer=sgd, adaptive_share=0.0), ByHand(), EMA(0.5)
+    data = loader()
+    data.dataset.tensors = (data.dataset.tensors[0].double(), data.dataset.tensors[1])
+    Trainer(max_epochs=1, limit_val_batches=0, callbacks=[ema, by_hand], **QUIET).fit(method, data)
+    halves = [name for name in method.state_dict() if (".clean." in name or ".adv." in name) and "tracked" not in name]
+    assert len(halves) == 4 * 2 * 4
+    for name in halves:
+        assert torch.allclose(ema.weights[name], by_hand.average[name], atol=1e-12, rtol=0), name
+        assert not torch.equal(ema.weights[name], method.state_dict()[name]), name
+    with ema.applied(method):
+        routings = {m.routing for m in method.net.modules() if isinstance(m, DualBatchNorm)}
+        assert routings == {method.net.routing}
 
 
 def test_attacks_see_the_predictor() -> None:
