@@ -14,6 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from ..metrics.scoreboard import Row
 from ..nets.averages import Average, averages_in
+from .gates import refuse_cut_gates
 from .outcome import EvaluationAttack, Outcome, check_index, check_names
 from .track import Track, twins
 from .weights.averaging import begun_averages
@@ -25,6 +26,9 @@ class RobustEvaluation(Callback):
     It is added by itself wherever an attack or one of our methods is; name it only to change its settings. It works with any
     LightningModule whose forward maps pixels to logits. A method's ``<stage>_step`` may return ``{"logits": ...}`` to spare
     the clean forward pass. Costs one forward pass for each attack, beside the attack itself.
+
+    A dynamic network (:class:`robust_pl.nets.RoutedNet`) whose gates are cut off from gradients is refused before any attack
+    runs, see :func:`robust_pl.callbacks.gates.refuse_cut_gates`.
 
     Averaged weights (:class:`EMA`, :class:`SWA`) that there are in the training, or in the checkpoint that is evaluated, are
     measured beside the raw ones, which costs the same once more for each.
@@ -137,6 +141,8 @@ class RobustEvaluation(Callback):
 
     def _batch(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any) -> None:
         x, y, index = batch[0], batch[1], _index(trainer, batch, self._seen)
+        if not self._seen and self.tracks[0].attacks and (trainer.state.fn != "fit" or trainer.sanity_checking):
+            refuse_cut_gates(pl_module, x)
         self._seen += len(x)
         logits = outputs.get("logits") if isinstance(outputs, Mapping) else None
         for track in self.tracks:

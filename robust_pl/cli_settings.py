@@ -45,7 +45,7 @@ class ReportOptions:
 
     Args:
         flags: number of test samples for the checks for gradient masking; 0 leaves them out, None takes 100 where AutoAttack
-            is among the attacks and else none. See docs/masking_flags.md for their cost.
+            is among the attacks or the network is a dynamic one, and else none. See docs/masking_flags.md for their cost.
     """
 
     flags: int | None = None

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from ..callbacks.attacks.base import Attack
 from ..callbacks.attacks.prepare import evaluating
+from ..callbacks.gates import refuse_cut_gates
 from ..callbacks.outcome import Keeper, attack_batch, check_index, check_names, score
 from ..callbacks.progress import AttackBar
 from ..callbacks.store.identity import describe, facts_about, replay
@@ -72,8 +73,8 @@ def evaluate(
             beginning of the same evaluation, that goes on.
 
     Raises:
-        ValueError: if a name is taken twice or by the report itself, there is no sample, an attack refuses its input, or
-            the store holds another evaluation.
+        ValueError: if a name is taken twice or by the report itself, there is no sample, an attack refuses its input, the
+            store holds another evaluation, or the gates of a dynamic network are cut off from gradients.
     """
     attacks = dict(attacks or {})
     check_names(list(attacks))
@@ -132,6 +133,9 @@ def _evaluate(
                 board = board or Scoreboard(list(attacks), meta["classes"]).to(device)
                 replay(board, columns, meta["seconds"], device)
                 continue
+
+            if board is None and attacks:
+                refuse_cut_gates(model, x.to(device))
 
             def follow(name: str, first: int = first) -> Keeper:
                 watch = partial(bar.show, display, name) if progress else None

@@ -13,6 +13,7 @@ from PIL import Image
 from rich.console import Console
 from torch import Tensor, nn
 
+from ..callbacks.gates import called_routed_nets
 from ..callbacks.store.files import read_tensors, write_json
 from ..callbacks.store.store import FIGURES, IMAGES, Store, read_about, seal
 from ..data import ImageDataModule
@@ -62,7 +63,8 @@ def write_flags(folder: Path, model: nn.Module, data: ImageDataModule, samples: 
         folder: of the evaluation; norm and radius are those of its AutoAttack, else of its first attack with a radius.
         model: that was evaluated.
         data: its data.
-        samples: how many; None takes those that are known, else 100 where AutoAttack was run, else none.
+        samples: how many; None takes those that are known, else 100 where AutoAttack was run or the network is a dynamic one,
+            else none.
         device: where the network runs.
     """
     about = read_about(folder)
@@ -71,7 +73,7 @@ def write_flags(folder: Path, model: nn.Module, data: ImageDataModule, samples: 
     chosen = [name for name in _autoattacks(about) if name in threats] or list(threats)
     known = _known_flags(folder)
     if samples is None:
-        samples = known.get("samples", 100 if _autoattacks(about) else 0)
+        samples = known.get("samples", 100 if _autoattacks(about) or _is_dynamic(model, data, device) else 0)
     if not samples or not chosen:
         (folder / FLAGS).unlink(missing_ok=True)  # of another --report.flags
         return []
@@ -83,6 +85,11 @@ def write_flags(folder: Path, model: nn.Module, data: ImageDataModule, samples: 
     flags = masking_flags(model, x.to(device), y.to(device), eps=Ratio(threat["eps"]), norm=threat["norm"])
     write_json(folder / FLAGS, {"samples": samples, "flags": as_json(flags)})
     return flags
+
+
+def _is_dynamic(model: nn.Module, data: ImageDataModule, device: torch.device) -> bool:
+    x, _ = data.test_set.read(torch.arange(min(2, len(data.test_set))), None)
+    return bool(called_routed_nets(model, x.to(device)))
 
 
 def _known_flags(folder: Path) -> dict[str, Any]:
@@ -99,7 +106,7 @@ def report(folder: Path, data: ImageDataModule, hardware: str, loggers: Iterable
         loggers: that get tables and pictures, too.
     """
     store = Store(folder, {}, writer=False)
-    table = Table(_columns(store), _meta(folder, hardware))
+    table = Table(_columns(store), _meta(folder, hardware) | {"class_names": data.class_names})
     net = (read_about(folder)["request"].get("model", {}).get("init_args") or {}).get("net") or {}
     known = {"name": _name(folder), "architecture": str(net.get("class_path", "")).rpartition(".")[2]}
     curves, grids = _curves(table), _grids(store, table, data)

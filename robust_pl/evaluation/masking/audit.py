@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 from ...callbacks.attacks.checks import Number, check_eps, check_logits, check_shapes, choose
 from ...callbacks.attacks.prepare import evaluating
+from ...callbacks.gates import called_routed_nets
 from ...functional.geometry import NORMS, Norm
-from . import behaviour, gradients, strength
+from . import behaviour, gradients, routing, strength
 from .binarization import Features
 from .binarization import binarization as binarization_test
 from .evidence import Evidence
@@ -34,13 +35,15 @@ def masking_flags(
 ) -> list[Flag]:
     """Look for signs that a network hides its gradients, so that attacks overstate its robustness.
 
-    One flag a check, always all of them and in the same order; ``docs/masking_flags.md`` lists them. A raised flag means
+    One flag a check, always all of them and in the same order; ``docs/masking_flags.md`` lists them. Behind them come four more
+    for a model that calls a dynamic network, :class:`robust_pl.nets.RoutedNet`. A raised flag means
     that the accuracy under attack needs an adaptive attack to be believed. A check that the network makes fail raises its
     flag, too. Deterministic for a seed, unless the network draws random numbers that are not torch's.
 
     Cost with the defaults: for each sample that is classified correctly 183 forward and backward passes, and up to ``queries``
     forward passes if no gradient attack breaks it; for 32 of those 150 forward passes and 21 forward and backward passes
-    more; and about 20 forward passes for every sample.
+    more; and about 20 forward passes for every sample. A dynamic network costs 140 forward and backward passes more for each
+    that is classified correctly.
 
     Args:
         model: maps pixels in [0, 1] (B, C, H, W) to logits (B, K); looked at in eval mode and left as it was.
@@ -70,7 +73,6 @@ def masking_flags(
     eps = check_eps(eps, norm)
     if eps <= 0:
         raise ValueError(f"eps={eps} leaves nothing to attack: pass the radius that robustness is claimed for, such as 8/255")
-    checks = _checks(queries, binarization, features)
     with (
         evaluating(model),
         torch.inference_mode(False),
@@ -80,6 +82,8 @@ def masking_flags(
         x, y = x.detach().clone(), y.clone()
         with torch.no_grad():
             check_logits(model(x[:batch_size]), y[:batch_size], values=False)
+        checks = _checks(queries, binarization, features)
+        checks += routing.CHECKS if called_routed_nets(model, x) else []
         evidence = Evidence(model, x, y, eps=eps, norm=norm, seed=seed, batch_size=batch_size, steps=steps)
         if not len(evidence.right):
             raise ValueError(f"the network classifies none of {len(x)} samples correctly: check labels and normalisation")
