@@ -5,6 +5,13 @@ from .._lazy import attach
 __getattr__, __dir__, __all__ = attach(
     __name__,
     {
+        "ABSLD": "distillation.absld",
+        "BMTARD": "distillation.bmtard",
+        "Distillation": "distillation.base",
+        "IGDM": "distillation.igdm",
+        "AWMTARD": "distillation.aw_mtard",
+        "MTARD": "distillation.mtard",
+        "RSLAD": "distillation.rslad",
         "SAR": "adversarial.sar",
         "NFGSM": "adversarial.n_fgsm",
         "MART": "adversarial.mart",
@@ -14,6 +21,7 @@ __getattr__, __dir__, __all__ = attach(
         "FGSMLAW": "adversarial.fgsm_law",
         "FGSMAT": "adversarial.fgsm_at",
         "AFA": "adversarial.afa",
+        "AdvMoE": "adversarial.adv_moe",
         "AdaptiveSmoothing": "adversarial.adaptive_smoothing",
         "AdversarialFineTuning": "adversarial.fine_tuning",
         "Example": "example",
