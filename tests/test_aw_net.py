@@ -1,4 +1,4 @@
-"""AW-Net: gates are filters of each image's own, it starts as the given network, and AWMTARD trains each half with its images."""
+"""AW-Net: gates are filters of each image's own, it starts as the given network, and AWMTARD trains each half with its own."""
 
 from __future__ import annotations
 

@@ -29,8 +29,11 @@ class Routes:
         seen: list[Tensor] = []
 
         def listen(net: RoutedNet, z: Tensor) -> Tensor:
-            seen.append(net.signals(z))
-            return net.routed(z, seen[-1])
+            signals = net.signals(z)
+            if signals.dim() != 2 or len(signals) != len(z):
+                raise ValueError(f"signals(x) has shape {tuple(signals.shape)} for {len(z)} images, and not one row for each")
+            seen.append(signals)
+            return net.routed(z, signals)
 
         with self._instead(listen), eagerly(x):
             return self.model(x), seen

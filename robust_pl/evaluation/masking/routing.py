@@ -139,7 +139,7 @@ def _parts(evidence: Evidence) -> list[Tensor]:
 
 
 def _columns(signals: list[Tensor]) -> Tensor:
-    return torch.cat([s.flatten(1) for s in signals], 1)
+    return torch.cat(signals, 1)
 
 
 def _joined(logits: Tensor, signals: list[Tensor]) -> Tensor:
