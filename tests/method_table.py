@@ -13,6 +13,7 @@ from robust_pl.callbacks import FGSM, PGD, NoisyFGSM
 from robust_pl.functional.criticality import Criticality
 from robust_pl.methods import (
     AFA,
+    AWMTARD,
     FGSMAT,
     FGSMLAW,
     FR,
@@ -24,6 +25,7 @@ from robust_pl.methods import (
     TWA,
     AdaptiveSmoothing,
     AdversarialFineTuning,
+    AdvMoE,
     FastAT,
     FreeAT,
     GradAlign,
@@ -40,7 +42,7 @@ from robust_pl.methods import (
     SubspaceAT,
     UniformSoup,
 )
-from robust_pl.nets import AdaptiveDualNet, MixedClassifier, SmallCNN, TrainedNet
+from robust_pl.nets import AdaptiveDualNet, AWNet, MixedClassifier, MoESmallCNN, SmallCNN, TrainedNet
 
 EPS = 0.1
 
@@ -148,11 +150,29 @@ METHODS: dict[str, Case] = {
         replays=2,
         accumulates="not supported for manual optimization",
     ),
+    "AdvMoE": Case(
+        lambda optimizer, _: AdvMoE(
+            MoESmallCNN(width=8, router_width=4), PGD(EPS, steps=2, random_start="normal"), optimizer=optimizer
+        ),
+        refuses=dict.fromkeys(("AWP", "SAM"), "cannot be combined with AdvMoE"),
+        replays=2,
+        accumulates="not supported for manual optimization",
+        strategy="ddp_find_unused_parameters_true",
+    ),
     "AFA": Case(
         lambda optimizer, _: AFA(
             AdaptiveDualNet(net(), in_channels=1), PGD(EPS, steps=2), adaptive_share=0.5, optimizer=optimizer
         ),
         strategy="ddp_find_unused_parameters_true",
+    ),
+    "AWMTARD": Case(
+        lambda optimizer, folder: AWMTARD(
+            AWNet(net(), in_channels=1, width=4, dim=8),
+            TrainedNet(str(folder / "base")),
+            TrainedNet(str(folder / "base")),
+            PGD(EPS, steps=2, random_start="normal"),
+            optimizer=optimizer,
+        ),
     ),
     "AdaptiveSmoothing": Case(
         lambda optimizer, folder: AdaptiveSmoothing(

@@ -10,13 +10,18 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 
+from robust_pl.callbacks import EMA, PGD
 from robust_pl.callbacks.monitors.passes import EVALUATION, PassCounter
+from robust_pl.methods import AWMTARD
+from robust_pl.methods.distillation.mtard import TwiceTaughtExample
 from robust_pl.nets import AWNet, DualBatchNorm, PreActResNet18, ResNet18, SmallCNN, TrainedNet
 from robust_pl.nets.aw_net import GatedConv, Router, gate_convolutions
 
 from .test_dual_norm import randomised
+from .test_methods import QUIET, loader, sgd
 
 
 def aw_net(width: int = 4, **settings: Any) -> AWNet:
@@ -189,3 +194,147 @@ def test_bad_networks() -> None:
     with pytest.raises(ValueError, match="convert a network once"):
         AWNet(aw_net())
     assert Router([3], 1)(torch.rand(2, 1, 8, 8)).shape == (2, 4)
+
+
+# Its training ---------------------------------------------------------------------------------------------------------
+
+
+def teachers() -> tuple[nn.Module, nn.Module]:
+    torch.manual_seed(7)
+    return SmallCNN(width=4), SmallCNN(width=4)
+
+
+def aw_mtard(net: nn.Module | None = None, **settings: Any) -> AWMTARD:
+    robust, clean = teachers()
+    torch.manual_seed(0)
+    attack = settings.pop("attack", None) or PGD(eps=0.2, steps=2)
+    return AWMTARD(net or aw_net(), robust, clean, attack, optimizer=sgd, **settings)
+
+
+def fit(method: AWMTARD, epochs: int = 1, **more: Any) -> Trainer:
+    trainer = Trainer(max_epochs=epochs, limit_val_batches=0, **QUIET, **more)
+    trainer.fit(method, loader())
+    return trainer
+
+
+def test_the_loss_by_hand() -> None:
+    """In float64: half the divergence from each teacher, at the first step, and a tenth of the router's cross-entropies."""
+    method = aw_mtard(awake(aw_net())).double().eval()
+    robust, clean = (teacher.double().eval() for teacher in teachers())
+    generator = torch.Generator().manual_seed(1)
+    x, x_adv = (torch.rand(4, 1, 8, 8, generator=generator, dtype=torch.float64) for _ in range(2))
+    example = TwiceTaughtExample(
+        x,
+        torch.zeros(4, dtype=torch.int64),
+        torch.arange(4),
+        x_adv,
+        teacher_logits_adv=robust(x_adv),
+        clean_teacher_logits=clean(x),
+    )
+    method.lr_factor = lambda: 1.0
+    net = method.net
+
+    def divergence(teacher: Tensor, student: Tensor) -> Tensor:
+        p = teacher.softmax(1)
+        return (p * (p.log() - student.log_softmax(1))).sum(1).mean()
+
+    with net.gates.use(net.signals(x)[:, :-1]), net.routing.use(0.0):
+        of_clean = divergence(clean(x), net.net(x))
+    with net.gates.use(net.signals(x_adv)[:, :-1]), net.routing.use(1.0):
+        of_robust = divergence(robust(x_adv), net.net(x_adv))
+    p, p_adv = net.share(net.signals(x)), net.share(net.signals(x_adv))
+    by_hand = 0.5 * of_clean + 0.5 * of_robust + 0.1 * (-(1 - p).log().mean() - p_adv.log().mean())
+    assert torch.allclose(method.loss(example), by_hand, atol=1e-8, rtol=0)
+    method.router_weight = 0.0
+    assert torch.allclose(method.loss(example), 0.5 * of_clean + 0.5 * of_robust, atol=1e-8, rtol=0)
+
+
+@pytest.mark.parametrize("weight", [0.0, 0.1])
+def test_every_weight_has_a_gradient_in_every_step(weight: float) -> None:
+    """So that plain ddp will do."""
+
+    class Watch(Callback):
+        seen = 0
+
+        def on_before_optimizer_step(self, trainer: Trainer, module: LightningModule, optimizer: Any) -> None:
+            assert all(p.grad is not None for p in module.parameters() if p.requires_grad)
+            assert (module.net.router.adversarial.weight.grad.abs().sum() > 0) == (weight > 0)
+            self.seen += 1
+
+    watch = Watch()
+    fit(aw_mtard(awake(aw_net()), router_weight=weight), callbacks=[watch])
+    assert watch.seen == 3
+
+
+def test_each_half_trains_with_its_own_images() -> None:
+    """Two runs that differ in the clean images alone: statistics of the adversarial halves are those of what is attacked."""
+    given = torch.rand(8, 1, 8, 8, generator=torch.Generator().manual_seed(3))
+
+    class Given(AWMTARD):
+        def craft(self, batch: Any, eps: Any = None) -> TwiceTaughtExample:
+            example = super().craft(batch, eps)
+            example.x_adv, example.teacher_logits_adv = given, self.ask("teacher", given)
+            return example
+
+    found = []
+    for seed in (1, 2):
+        torch.manual_seed(0)
+        method = Given(aw_net(), *teachers(), PGD(eps=0.2, steps=1), optimizer=sgd)
+        Trainer(max_epochs=1, limit_val_batches=0, **QUIET).fit(method, loader(n=8, seed=seed))
+        found.append({name: b for name, b in method.net.net.named_buffers() if name.startswith("layers.1.") and "run" in name})
+    for name, buffer in found[0].items():
+        assert torch.equal(buffer, found[1][name]) == (".adv." in name), name
+
+
+def test_the_attack_meets_the_deployed_network() -> None:
+    """Gradients through router, gates and mixed BatchNorms, as an evaluation sees them."""
+    method, (x, y) = aw_mtard(awake(aw_net()), attack=PGD(eps=0.2, steps=3, random_start=False)), next(iter(loader()))
+    fit(method)
+    awake(method.net)
+    example = method.craft((x, y, torch.arange(len(x))))
+    assert torch.equal(example.x_adv, PGD(eps=0.2, steps=3, random_start=False)(method.net.eval(), x, y))
+
+
+def test_passes() -> None:
+    method, seen = aw_mtard(), []
+    method._checked = {True, False}
+    method.net.net.register_forward_hook(lambda *_: seen.append(torch.is_grad_enabled() and method.net.training))
+    fit(method)
+    # Each of 3 steps: 2 of the attack and 2 of the loss; what is looked at before the training comes in eval mode.
+    assert seen.count(True) == 3 * 2
+    assert method.attack.forwards == method.attack.backwards == 2 * 24
+
+
+def test_an_average_of_the_whole_network() -> None:
+    """EMA follows gates, router and both halves, and its copy is a network of its own."""
+    method, ema = aw_mtard(), EMA(0.5)
+    fit(method, callbacks=[ema])
+    names = {name for name in method.state_dict() if name.startswith("net.") and "tracked" not in name}
+    assert names <= ema.weights.keys()
+    raw, x = deepcopy(method.net).eval(), torch.rand(4, 1, 8, 8)
+    with ema.applied(method):
+        averaged = deepcopy(method.net).eval()
+    assert not torch.equal(averaged(x), raw(x)) and torch.equal(method.net.eval()(x), raw(x))
+
+
+def test_the_router_learns_who_attacks() -> None:
+    """With attacks that a small network sees at once, p of attacked images rises above that of clean ones."""
+    method = aw_mtard(router_weight=10.0, attack=PGD(eps=0.5, steps=1, random_start=False))
+    fit(method, epochs=30)
+    x, y = next(iter(loader()))
+    net = method.net.eval()
+    x_adv = method.attack(net, x, y)
+    assert net.share(net.signals(x_adv)).mean() > net.share(net.signals(x)).mean() + 0.5
+
+
+@pytest.mark.parametrize(
+    ("build", "error", "message"),
+    [
+        (lambda: aw_mtard(SmallCNN(width=4)), TypeError, "AWMTARD trains an AW-Net"),
+        (lambda: aw_mtard(router_weight=-1), ValueError, "router_weight=-1"),
+        (lambda: aw_mtard(attack=PGD(bn_mode="train")), ValueError, "bn_mode='train'"),
+    ],
+)
+def test_bad_arguments(build: Callable[[], object], error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        build()
