@@ -30,7 +30,6 @@ def pooled(tests: Sequence[Verdicts], folds: int) -> Verdicts:
     labels = np.full(count, -1)
     shares = {name: np.zeros(count) for name in tests[0].right}
     for of_seed in seeds:
-        tested = np.zeros(count, int)
         for fold, test in enumerate(of_seed):
             data = DigitsDataModule(fold=fold)
             if not np.array_equal(data.test_set.labels.numpy(), test.labels[np.argsort(test.index)]):
