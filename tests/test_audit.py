@@ -137,6 +137,30 @@ def test_a_forger_who_renews_the_sums_is_found(folder: Path, forge: Callable[[di
     assert expected in wrong(found) and "files" not in wrong(found)
 
 
+def test_an_evaluation_stored_before_there_were_fairness_figures_passes(folder: Path) -> None:
+    figures = json.loads((folder / "figures.json").read_text())
+    kinds = ("acc_", "worst_class_", "forwards_", "backwards_", "seconds_")
+    before = {name: value for name, value in figures.items() if name.startswith(kinds)}
+    assert len(before) < len(figures)
+    files.write_json(folder / "figures.json", before)
+    seal(folder)
+    assert audit(folder, net(), read).passed
+    del before["worst_class_pgd"]  # which there was from the start
+    files.write_json(folder / "figures.json", before)
+    seal(folder)
+    assert wrong(audit(folder, net(), read)) == {"figures"}
+
+
+@pytest.mark.parametrize("kind", ["nsd_pgd", "fair_clean", "worst_tenth_worst", "class_acc_pgd/"])
+def test_forged_fairness_is_found(folder: Path, kind: str) -> None:
+    figures = json.loads((folder / "figures.json").read_text())
+    name = next(name for name in figures if name.startswith(kind))
+    for change in ({name: figures[name] + 0.1}, {}):  # changed, and left out
+        files.write_json(folder / "figures.json", {k: v for k, v in figures.items() if k != name} | change)
+        seal(folder)
+        assert wrong(audit(folder, net(), read)) == {"figures"}
+
+
 def test_forged_figures_are_found(folder: Path) -> None:
     figures = json.loads((folder / "figures.json").read_text())
     figures["acc_worst"] += 0.1

@@ -94,6 +94,36 @@ def test_fit_test_and_predict(robust_pl: CLI, logged: Path, capsys: pytest.Captu
     assert x_adv.dtype == torch.float32 and (x_adv - x).abs().max() <= 0.1 + 1e-6
 
 
+def test_the_best_checkpoint_by_accuracy_and_worst_class(
+    robust_pl: CLI, logged: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    robust_pl("fit", "-c", logged, "--trainer.max_epochs", 5, "--run.monitor", "val/fair_pgd")
+    with Path("runs/tiny/metrics/version_0/metrics.csv").open(newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row["val/fair_pgd"]]
+    fair = [float(row["val/fair_pgd"]) for row in rows]
+    summed = [float(row["val/acc_pgd"]) + float(row["val/worst_class_pgd"]) for row in rows]
+    assert len(fair) == 5 and fair == pytest.approx(summed, abs=1e-6)
+    assert not any("class_acc" in key for key in rows[0])  # in test alone
+    best = torch.load(BEST, weights_only=True)
+    (state,) = [state for state in best["callbacks"].values() if state.get("monitor") == "val/fair_pgd"]
+    assert best["epoch"] == int(np.argmax(fair)) and state["best_model_score"].item() == pytest.approx(max(fair), abs=1e-6)
+
+    capsys.readouterr()
+    robust_pl("test", "--ckpt_path", BEST)
+    said = capsys.readouterr().out
+    assert "NSD" in said and "class_acc" not in said
+    tested, rows = metrics("runs/tiny", 1), table("runs/tiny/test")
+    threes = [row["prediction_pgd"] == "3" for row in rows if row["label"] == "3"]
+    assert tested["test/class_acc_pgd/3"] == pytest.approx(np.mean(threes), abs=1e-6)
+    assert sum("/class_acc_" in key for key in tested) == 4 * 10
+    by_class = [tested[f"test/class_acc_worst/{k}"] for k in range(10)]
+    assert tested["test/nsd_worst"] == pytest.approx(np.std(by_class) / np.mean(by_class), abs=1e-6)
+    figures = json.loads(Path("runs/tiny/test/figures.json").read_text())
+    assert figures["class_acc_worst/7"] == pytest.approx(by_class[7], abs=1e-6)
+    report = Path("runs/tiny/test/report.md").read_text()
+    assert "## Classes" in report and "(images/classes.png)" in report
+
+
 def test_one_run_one_folder(robust_pl: CLI, tiny: Path) -> None:
     constant = ("--model.init_args.schedule", "null")
     robust_pl("fit", "-c", tiny, "--trainer.max_epochs", 1, *constant)

@@ -278,6 +278,10 @@ def test_a_bug_in_a_users_method_has_a_place(complaint: Callable[..., str], tiny
 def test_a_monitor_that_nobody_logs(complaint: Callable[..., str], tiny: Path) -> None:
     said = complaint("fit", "-c", tiny, "--run.monitor", "val/acc_pgdd")
     assert "val/acc_pgdd" in said and "val/acc_pgd," in said
+    said = complaint("fit", "-c", tiny, "--run.monitor", "val/fair_pgdd")
+    assert "val/fair_pgdd" in said and "val/fair_pgd," in said
+    said = complaint("fit", "-c", tiny, "--run.monitor", "val/nsd_pgd")
+    assert "better the smaller" in said and "take val/fair_pgd," in said
 
 
 def test_files_of_the_user_are_not_written_over(complaint: Callable[..., str], robust_pl: CLI, tiny: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -65,7 +66,10 @@ def test_97_samples_over_two_processes_equal_one(folder: Path) -> None:
         with next((folder / name).rglob("metrics.csv")).open(newline="") as file:
             row = next(iter(csv.DictReader(file)))
         figures.append({key: value for key, value in row.items() if "seconds" not in key and "loss" not in key})
-    assert figures[0] == figures[1] and "test/acc_worst" in figures[0]
+    assert figures[0] == figures[1] and "test/acc_worst" in figures[0] and "test/fair_pgd" in figures[0]
+    stored = [json.loads((folder / "runs" / name / "test" / "figures.json").read_text()) for name in ("one", "two")]
+    stored = [{key: value for key, value in found.items() if "seconds" not in key} for found in stored]
+    assert stored[0] == stored[1] and "class_acc_pgd/3" in stored[0] and "nsd_clean" in stored[0]
 
 
 @pytest.mark.slow

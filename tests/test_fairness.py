@@ -1,11 +1,17 @@
-"""Fairness between classes: figures by hand, and class-wise errors."""
+"""Fairness between classes: figures by hand, class-wise errors, and evaluations that were stopped."""
 
+import json
 import math
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from torch import nn
 
-from robust_pl.functional.fairness import class_gaps, class_means, class_sums
+from robust_pl import evaluate
+from robust_pl.callbacks import FGSM, PGD
+from robust_pl.functional.fairness import class_gaps, class_means, class_sums, nsd, worst_class, worst_tenth
 from robust_pl.metrics import ClassErrors
 
 # Two columns; class 0 has the samples 0 and 3, class 1 only sample 1, class 2 none, class 3 only sample 2.
@@ -71,3 +77,80 @@ def test_class_errors_over_batches_are_those_of_all_samples_and_survive_a_checkp
     assert torch.equal(again.means()[[0, 1, 3]], whole.means()[[0, 1, 3]]) and again.means()[2].isnan().all()
     again.reset()
     assert again.means().isnan().all() and not again.counts.any()
+
+
+def sum_on(rank: int, folder: str) -> None:
+    """One of two processes: batches of other sizes, and a class that only the second one has."""
+    torch.distributed.init_process_group("gloo", f"file://{folder}/store", rank=rank, world_size=2)
+    errors = ClassErrors(4, 2)
+    mine = slice(0, 1) if rank == 0 else slice(1, 4)
+    errors.add(VALUES[mine].float(), Y[mine])
+    torch.save(errors.state_dict(), f"{folder}/{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+def test_class_errors_of_two_processes_are_those_of_one(tmp_path):
+    torch.multiprocessing.start_processes(sum_on, (str(tmp_path),), nprocs=2, start_method="fork")
+    one = ClassErrors(4, 2)
+    one.add(VALUES.float(), Y)
+    for rank in (0, 1):
+        found = torch.load(tmp_path / f"{rank}.pt", weights_only=True)
+        assert all(torch.equal(found[name], tensor) for name, tensor in one.state_dict().items())
+
+
+# Figures ------------------------------------------------------------------------------------------------------------
+
+
+def test_figures_of_classes_by_hand():
+    """NSD of (1/5, 2/5, 3/5): mean 2/5, variance (1 + 0 + 1)/3 * 1/25, so sqrt(2/3)/5 / (2/5) = sqrt(1/6)."""
+    accuracy = torch.tensor([[0.2, 0.4, 0.6], [0.5, 0.5, 0.5], [0.0, 0.9, 0.0]], dtype=torch.float64)
+    close(nsd(accuracy), [math.sqrt(1 / 6), 0.0, math.sqrt(2)])
+    close(worst_class(accuracy), [0.2, 0.5, 0.0])
+    close(worst_tenth(accuracy), [0.2, 0.5, 0.0])
+    assert nsd(torch.zeros(3)).isnan()
+    twenty_one = torch.arange(21, dtype=torch.float64).flip(0) / 20
+    close(worst_tenth(twenty_one), (0 + 1 + 2) / 3 / 20)
+
+
+def test_nsd_changes_neither_with_the_level_nor_with_the_order():
+    accuracy = torch.rand(7, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    close(nsd(accuracy.flip(0) / 3), nsd(accuracy))
+
+
+# Evaluations that were stopped ---------------------------------------------------------------------------------------
+
+
+class Stops(PGD):
+    """Is killed at its second batch."""
+
+    seen: list[int] = []  # noqa: RUF012
+
+    def perturb(self, problem, x, y):
+        self.seen.append(len(x))
+        if len(self.seen) == 2:
+            raise KeyboardInterrupt
+        return super().perturb(problem, x, y)
+
+
+def test_a_resumed_evaluation_gives_the_same_figures(tmp_path: Path):
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Flatten(), nn.Linear(16, 3))
+    x = torch.rand(60, 1, 4, 4)
+    with torch.no_grad():
+        net[1].bias -= net(x).mean(0)  # so that every class occurs
+        y = net(x).argmax(1)
+    y[::7] = (y[::7] + 1) % 3
+    attacks = {"fgsm": FGSM(eps=0.05), "stops": Stops(eps=0.05, steps=2)}
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(net, (x, y), attacks, batch_size=20, store=tmp_path / "resumed")
+    reports = [evaluate(net, (x, y), attacks, batch_size=20, store=tmp_path / name) for name in ("resumed", "whole")]
+    assert len(Stops.seen) == 2 + 2 + 3  # the first batch is not attacked again
+    assert reports[0].rows[0].right == reports[1].rows[0].right
+    found = [json.loads((tmp_path / name / "figures.json").read_text()) for name in ("resumed", "whole")]
+    found = [{name: value for name, value in each.items() if not name.startswith("seconds_")} for each in found]
+    assert found[0] == found[1]
+    kinds = ("acc", "worst_class", "worst_tenth", "fair", "nsd")
+    assert {f"{kind}_{name}" for kind in kinds for name in ("clean", "fgsm", "stops", "worst")} <= set(found[0])
+    by_hand = [reports[1].rows[3].right[k] / (y == k).sum().item() for k in range(3)]
+    assert [found[0][f"class_acc_worst/{k}"] for k in range(3)] == pytest.approx(by_hand, abs=1e-12)
+    assert found[0]["nsd_worst"] == pytest.approx(np.std(by_hand) / np.mean(by_hand), abs=1e-12)

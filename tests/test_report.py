@@ -332,14 +332,18 @@ def test_the_whole_report(tmp_path):
     grids = {"Worst of pgd": Image.new("RGB", (20, 10), "red")}
     path = write_report(table(), tmp_path / "report", curves=[curve()], grids=grids, loggers=[logger, object()])
     text = path.read_text()
-    for name in ("accuracy.png", "robustness_curve.png", "worst_of_pgd.png"):
+    for name in ("accuracy.png", "classes.png", "robustness_curve.png", "worst_of_pgd.png"):
         assert f"(images/{name})" in text
         with Image.open(path.parent / "images" / name) as picture:
             assert np.asarray(picture).std() > 0 or name == "worst_of_pgd.png"
     assert json.loads((path.parent / "robustbench.json").read_text()) == model_info(table())
     columns, rows = logger.tables["report/summary"]
     assert columns[0] == "attack" and rows[1][:2] == ["pgd", "60.00%"]
-    assert set(logger.images) == {"report/Accuracy under attack", "report/Robustness curve", "report/Worst of pgd"}
+    columns, rows = logger.tables["report/classes"]
+    assert columns == ["class", "samples", "none (clean)", "pgd", "aa", "worst of all"]
+    assert rows[4] == ["4", "1", "0.00%", "0.00%", "100.00%", "0.00%"]
+    titles = ("Accuracy under attack", "Accuracy by class", "Robustness curve", "Worst of pgd")
+    assert set(logger.images) == {f"report/{title}" for title in titles}
 
 
 class Threshold(nn.Module):

@@ -5,12 +5,15 @@ from .._lazy import attach
 __getattr__, __dir__, __all__ = attach(
     __name__,
     {
+        "Classes": "classes",
         "Curve": "curve",
         "Line": "summary",
         "Table": "table",
         "as_markdown": "markdown",
+        "count_classes": "classes",
         "interval": "wilson",
         "model_info": "robustbench_info",
+        "plot_classes": "class_bars",
         "plot_curves": "plots",
         "plot_summary": "plots",
         "summarise": "summary",

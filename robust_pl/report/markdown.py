@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from .classes import MANY, RESAMPLES, class_headings, class_rows, count_classes, fairness_headings, fairness_rows
 from .cost import HEADINGS as COST_HEADINGS
 from .cost import cost_note, cost_rows
 from .summary import HEADINGS, WORST, cells, summarise
@@ -24,7 +25,7 @@ def as_markdown(table: Table, pictures: Mapping[str, str] | None = None) -> str:
     """
     meta = table.meta
     title = " on ".join(str(meta[key]) for key in ("model", "dataset") if meta.get(key)) or "the network"
-    parts = [f"# Robustness of {title}", _figures(table), _threats(table), _flags(meta.get("flags"))]
+    parts = [f"# Robustness of {title}", _figures(table), _classes(table), _threats(table), _flags(meta.get("flags"))]
     parts.append(_cost(meta.get("cost")))
     parts += [f"## {name}\n\n![{name}]({path})" for name, path in (pictures or {}).items()]
     parts.append(_setting(meta))
@@ -55,6 +56,25 @@ def _figures(table: Table) -> str:
     if any(table.parts(attack) for attack in table.attacks):
         note += " Indented: what stands after that part of the attack."
     return f"{rows(HEADINGS, lines, 1)}\n\n{note}"
+
+
+def _classes(table: Table) -> str:
+    columns, names = count_classes(table), table.meta.get("class_names")
+    count = len(columns[0].classes)
+    if count < 2:
+        return ""
+    fair = rows(fairness_headings(columns), fairness_rows(columns, names), 1)
+    every = rows(class_headings(columns), class_rows(columns, names), 1)
+    if count > MANY:
+        every = f"<details><summary>all {count} classes, the worst first</summary>\n\n{every}\n\n</details>"
+    note = (
+        "NSD: population standard deviation of the class accuracies over their mean; smaller is fairer. *Taken for*: where the "
+        "network puts the worst class, in shares of that class. "
+        f"Intervals: basic bootstrap within classes, {RESAMPLES:,} resamples. Where classes have few samples chance alone sets "
+        "them apart, so that the worst class looks worse, and NSD larger, than on many: the intervals, which allow for it, may "
+        "then lie beside the figure. On a class of n samples an accuracy of a has a standard error of sqrt(a (1 - a) / n)."
+    )
+    return f"## Classes\n\n{fair}\n\n{note}\n\n{every}"
 
 
 def _threats(table: Table) -> str:

@@ -19,9 +19,9 @@ class Table:
             the clean image; for each attack ``prediction_<name>``, ``linf_<name>``, ``l2_<name>``, ``l1_<name>``,
             ``forwards_<name>``, ``backwards_<name>``, and for its parts ``robust_<name>_<part>``, whether the sample stands
             after the part. The order of the attacks is that of the columns.
-        meta: ``model`` and ``dataset`` in words; ``attacks``: name -> ``class``, ``norm``, ``eps``, ``seconds`` and further
-            settings; ``flags``: ``name``, ``raised``, ``value`` and ``message`` of every check; ``cost`` of the training, as
-            :attr:`robust_pl.callbacks.ComputeMonitor.cost` has it; ``versions``: of packages;
+        meta: ``model`` and ``dataset`` in words; ``class_names``; ``attacks``: name -> ``class``, ``norm``, ``eps``,
+            ``seconds`` and further settings; ``flags``: ``name``, ``raised``, ``value`` and ``message`` of every check;
+            ``cost`` of the training, as :attr:`robust_pl.callbacks.ComputeMonitor.cost` has it; ``versions``: of packages;
             ``hardware`` in words; ``config``. All of them may be missing, and then the report lacks them.
 
     Raises:

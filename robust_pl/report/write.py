@@ -9,6 +9,8 @@ from typing import Any
 
 from PIL import Image
 
+from .class_bars import plot_classes
+from .classes import class_headings, class_rows, count_classes
 from .curve import Curve
 from .markdown import as_markdown
 from .plots import plot_curves, plot_summary, save
@@ -42,6 +44,10 @@ def write_report(
     lines = summarise(table)
     drawn = {"Accuracy under attack": save(plot_summary(lines), images / "accuracy.png")}
     paths = {"Accuracy under attack": "images/accuracy.png"}
+    columns, names = count_classes(table), table.meta.get("class_names")
+    if len(columns[0].classes) > 1:
+        drawn["Accuracy by class"] = save(plot_classes(columns, names), images / "classes.png")
+        paths["Accuracy by class"] = "images/classes.png"
     if curves:
         drawn["Robustness curve"] = save(plot_curves(curves), images / "robustness_curve.png")
         paths["Robustness curve"] = "images/robustness_curve.png"
@@ -52,6 +58,7 @@ def write_report(
     for logger in loggers:
         if hasattr(logger, "log_table"):
             logger.log_table("report/summary", columns=list(HEADINGS), data=[list(cells(line)) for line in lines])
+            logger.log_table("report/classes", columns=class_headings(columns), data=class_rows(columns, names))
         if hasattr(logger, "log_image"):
             for title, picture in drawn.items():
                 logger.log_image(f"report/{title}", [picture])
