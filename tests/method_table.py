@@ -12,17 +12,27 @@ import torch
 from robust_pl.callbacks import FGSM, PGD, NoisyFGSM
 from robust_pl.functional.criticality import Criticality
 from robust_pl.methods import (
+    ABSLD,
     AFA,
+    ARD,
     AWMTARD,
+    BMTARD,
     FGSMAT,
     FGSMLAW,
     FR,
+    IAD,
+    IADII,
+    IGDM,
     MART,
+    MTARD,
     NFGSM,
     PGDAT,
+    RSLAD,
     SAR,
     TRADES,
     TWA,
+    AdaAD,
+    AdaIAD,
     AdaptiveSmoothing,
     AdversarialFineTuning,
     AdvMoE,
@@ -58,6 +68,10 @@ def still(params: Any) -> torch.optim.Optimizer:
 
 def net() -> SmallCNN:
     return SmallCNN(width=4)
+
+
+def teacher(folder: Path) -> TrainedNet:
+    return TrainedNet(str(folder / "base"))
 
 
 @dataclass(frozen=True)
@@ -113,6 +127,28 @@ METHODS: dict[str, Case] = {
         ),
         moves=True,
     ),
+    "ARD": Case(
+        lambda optimizer, folder: ARD(net(), teacher(folder), PGD(EPS, steps=2), alpha=0.9, temperature=5, optimizer=optimizer),
+    ),
+    "IAD": Case(lambda optimizer, folder: IAD(net(), teacher(folder), PGD(EPS, steps=2), begin=1, optimizer=optimizer)),
+    "IADII": Case(
+        lambda optimizer, folder: IADII(
+            net(), teacher(folder), teacher(folder), PGD(EPS, steps=2), begin=1, optimizer=optimizer
+        ),
+    ),
+    "AdaAD": Case(
+        lambda optimizer, folder: AdaAD(net(), teacher(folder), PGD(EPS, steps=2, random_start="normal"), optimizer=optimizer),
+    ),
+    "AdaAD, IGDM": Case(
+        lambda optimizer, folder: AdaAD(
+            net(), teacher(folder), PGD(EPS, steps=2, random_start="normal"), igdm=IGDM(), optimizer=optimizer
+        ),
+    ),
+    "AdaIAD": Case(
+        lambda optimizer, folder: AdaIAD(
+            net(), teacher(folder), PGD(EPS, steps=2, random_start="normal"), temperature=5, begin=1, optimizer=optimizer
+        ),
+    ),
     "PeerAiD": Case(
         lambda optimizer, _: PeerAiD(net(), net(), PGD(EPS, steps=2, random_start="normal"), optimizer=optimizer),
     ),
@@ -164,6 +200,30 @@ METHODS: dict[str, Case] = {
             AdaptiveDualNet(net(), in_channels=1), PGD(EPS, steps=2), adaptive_share=0.5, optimizer=optimizer
         ),
         strategy="ddp_find_unused_parameters_true",
+    ),
+    "RSLAD": Case(
+        lambda optimizer, folder: RSLAD(
+            net(), TrainedNet(str(folder / "base")), PGD(EPS, steps=2, random_start="normal"), igdm=IGDM(), optimizer=optimizer
+        ),
+    ),
+    "MTARD": Case(
+        lambda optimizer, folder: MTARD(
+            net(), *[TrainedNet(str(folder / "base")) for _ in range(2)], PGD(EPS, steps=2), optimizer=optimizer
+        ),
+    ),
+    "BMTARD": Case(
+        lambda optimizer, folder: BMTARD(
+            net(),
+            *[TrainedNet(str(folder / "base")) for _ in range(2)],
+            PGD(EPS, steps=2),
+            temperature_rate=0.1,
+            optimizer=optimizer,
+        ),
+    ),
+    "ABSLD": Case(
+        lambda optimizer, folder: ABSLD(
+            net(), TrainedNet(str(folder / "base")), PGD(EPS, steps=2, random_start="normal"), optimizer=optimizer
+        ),
     ),
     "AWMTARD": Case(
         lambda optimizer, folder: AWMTARD(

@@ -29,6 +29,10 @@ NETWORKS = [
     ("ResNet56", {}, 853_018, 64),
     ("ResNet2B", {}, 112_006, 100),
     ("SmallCNN", {"in_channels": 3}, 65_834 + 2 * 9 * 32, 64),
+    # Nobody published the sizes of mixtures of experts: worked out from their layers.
+    ("MoEResNet18", {}, 2 * 2_755_584 + 54_282 + 269_202, 256),
+    ("MoESmallCNN", {"in_channels": 3}, 2 * 18_432 + 1_418 + 4_378, 32),
+    ("MoEWideResNet", {"depth": 28, "widen_factor": 10}, 2 * 9_054_720 + 77_914 + 269_202, 320),
     ("WideResNet", {"depth": 28, "widen_factor": 10}, 36_479_194, 640),
     ("WideResNet", {"depth": 34, "widen_factor": 10}, 46_160_474, 640),
     ("WideResNet", {"depth": 70, "widen_factor": 16, "activation": "silu"}, 266_796_506, 1024),
