@@ -35,11 +35,16 @@ class RobustEvaluation(Callback):
 
     Logged as ``val/...`` and ``test/...``, or for an average ``val_ema/...`` and ``test_ema/...``: ``acc_clean``,
     ``acc_<attack>``, ``acc_worst`` (right in all of them), and what each attack cost; ``loss`` is the clean cross-entropy. How
-    fair the network is to classes say, for ``clean``, each attack and ``worst`` alike, ``worst_class_...``, the accuracy of
-    the worst class; ``worst_tenth_...``, the mean of the worst ceil(K / 10) classes; ``nsd_...``, the population standard
-    deviation of the class accuracies over their mean, smaller where classes fare more alike, and missing where no sample is
-    right; ``fair_...``, accuracy plus worst class, which chooses a checkpoint by both (``--run.monitor val/fair_pgd20``).
-    Classes without a sample are left out. Loggers get, in test alone, ``class_acc_<attack>/<class>``, too.
+    alike classes fare say, for ``clean``, each attack and ``worst``:
+
+    - ``worst_class_...``: accuracy of the worst class.
+    - ``worst_tenth_...``: mean of the worst ceil(K / 10) classes; up to ten classes that is the worst one.
+    - ``nsd_...``: population standard deviation of the class accuracies over their mean, smaller where it is fairer; missing
+      where no sample is right.
+    - ``fair_...``: accuracy plus worst class, which chooses a checkpoint by both (``--run.monitor val/fair_pgd20``).
+    - ``class_acc_.../<class>``: of each class, in test alone, and given to loggers and the store only.
+
+    Classes without a sample are left out.
 
     Args:
         num_classes: number of classes; None asks the module, then the data module.

@@ -78,8 +78,8 @@ def many_classes(count):
     label = np.repeat(np.arange(count), count)
     right = np.arange(count * count) % count <= label
     wrong = (label + 1) % count
-    return Table({"index": np.arange(count * count), "label": label, "prediction": label,
-                  "prediction_a": np.where(right, label, wrong)})  # fmt: skip
+    attacked = np.where(right, label, wrong)
+    return Table({"index": np.arange(count * count), "label": label, "prediction": label, "prediction_a": attacked})
 
 
 def test_many_classes_are_shown_the_worst_first():
