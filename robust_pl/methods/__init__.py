@@ -6,8 +6,13 @@ __getattr__, __dir__, __all__ = attach(
     __name__,
     {
         "ABSLD": "distillation.absld",
+        "ARD": "distillation.ard",
+        "AdaAD": "distillation.adaad",
+        "AdaIAD": "distillation.ada_iad",
         "BMTARD": "distillation.bmtard",
         "Distillation": "distillation.base",
+        "IAD": "distillation.iad",
+        "IADII": "distillation.iad_ii",
         "IGDM": "distillation.igdm",
         "AWMTARD": "distillation.aw_mtard",
         "MTARD": "distillation.mtard",

@@ -35,5 +35,5 @@ class IGDM:
 
     def loss(self, method: Distillation, adv: Tensor, away: Tensor, teacher_adv: Tensor, teacher_away: Tensor) -> Tensor:
         """The term, a scalar, from logits (B, K) of student and teacher at x + d and at x - d."""
-        share = method.current_epoch / max(method.trainer.max_epochs or 1, 1)
-        return self.alpha * share * method.reduce(kl_divergence(adv - away, teacher_adv - teacher_away))
+        weight = self.alpha * method.current_epoch / method.trainer.max_epochs
+        return weight * method.reduce(kl_divergence(adv - away, teacher_adv - teacher_away))

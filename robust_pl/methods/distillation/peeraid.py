@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -11,15 +10,15 @@ from torch import Tensor, nn
 from torch.optim import SGD
 
 from ...callbacks.attacks.base import Attack
+from ...callbacks.attacks.checks import choose
 from ...callbacks.attacks.pgd import PGD
 from ...callbacks.attacks.prepare import evaluating
 from ...callbacks.attacks.problem import Objective
+from ...functional.distillation import KL_REDUCTIONS, KLReduction, distillation, reduce_kl
 from ...functional.losses import kl_divergence, wide
 from ..base import Method, OptimizerFactory
 from ..example import Example
 from ..schedules import Schedule
-
-KLReduction = Literal["batchmean", "mean"]
 
 
 @dataclass
@@ -50,8 +49,8 @@ class PeerAiD(Method):
     One optimizer moves both networks, as the authors' two do at equal settings. Both are in checkpoints and averages; the
     network that is evaluated, attacked and exported is the student, and ``weights`` are its. The authors compute S(x') twice in
     train mode, here it is computed once: BatchNorm's statistics move once less a step. They average the student's weights from
-    the first drop of the learning rate on; that is the callback ``SWA``. Report raw and averaged weights, since part of the gain
-    is its.
+    the first drop of the learning rate on; that is the callback ``SWA``. Report raw and averaged weights: part of the gain is
+    its.
 
     Cost: the attack's passes, one forward pass of the peer, and two forward and two backward passes of the student and one of
     the peer: 12 + 12 of the student and 2 + 1 of the peer with PGD-10. Without ``consistency`` one each less of the student.
@@ -98,8 +97,7 @@ class PeerAiD(Method):
         for name, value in (("temperature", temperature), ("peer_temperature", peer_temperature)):
             if value <= 0:
                 raise ValueError(f"{name}={value} must be above 0")
-        if kl_reduction not in get_args(KLReduction):
-            raise ValueError(f"kl_reduction={kl_reduction!r} is unknown: choose one of {', '.join(get_args(KLReduction))}")
+        choose("kl_reduction", kl_reduction, KL_REDUCTIONS)
         of_peer = {"peer_ce": peer_ce, "peer_kl": peer_kl}
         of_student = {"ce": ce, "distillation": distillation, "consistency": consistency}
         for name, value in (of_peer | of_student).items():
@@ -139,8 +137,7 @@ class PeerAiD(Method):
 
     def _kl(self, logits: Tensor, target: Tensor, temperature: float) -> Tensor:
         """t^2 KL(target || logits) at temperature t, with the gradient of both."""
-        each = kl_divergence(logits / temperature, target / temperature)
-        return temperature**2 * each.mean() / (self.num_classes if self.kl_reduction == "mean" else 1)
+        return reduce_kl(distillation(logits, target, temperature), self.num_classes, self.kl_reduction)
 
     def _check_first(self, batch: tuple[Tensor, ...]) -> None:
         first = self.training and True not in self._checked
