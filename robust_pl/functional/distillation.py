@@ -15,6 +15,7 @@ from .losses import hard, kl_divergence
 
 KLReduction = Literal["batchmean", "mean"]
 KL_REDUCTIONS: tuple[KLReduction, ...] = ("batchmean", "mean")
+_EQUAL = 1e-4
 
 
 def distillation(logits: Tensor, teacher_logits: Tensor, temperature: float = 1.0) -> Tensor:
@@ -100,4 +101,6 @@ def class_temperatures(temperatures: Tensor, errors: Tensor, rate: float, low: f
         high: largest temperature.
     """
     gaps = class_gaps(errors)
-    return (temperatures - rate * gaps / gaps.abs().amax(0).clamp_min(torch.finfo(gaps.dtype).tiny)).clamp(low, high)
+    # What classes of equal errors differ by is rounding, which must not be blown up.
+    largest = torch.maximum(gaps.abs().amax(0), _EQUAL * errors.nanmean(0)).clamp_min(torch.finfo(gaps.dtype).tiny)
+    return (temperatures - rate * gaps / largest).clamp(low, high)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from abc import abstractmethod
 from dataclasses import dataclass, replace
 
@@ -157,6 +158,8 @@ class Distillation(Method):
             return
         if self.attack is None:
             raise ValueError(f"{type(self).__name__} needs a training attack: set attack, such as PGD")
+        if self.igdm is not None and self.trainer.max_epochs in (None, -1):
+            raise ValueError("IGDM's weight grows over the run: set trainer.max_epochs")
         of_nets = [id(self.net), *(id(teacher.net) for teacher in self.teachers.values())]
         if len(set(of_nets)) < len(of_nets):
             raise ValueError("a teacher is the student itself, or two teachers are one network: pass a network for each")
@@ -166,6 +169,8 @@ class Distillation(Method):
 
     def on_fit_start(self) -> None:
         super().on_fit_start()
+        # Lightning's, of networks left in eval mode by mistake; teachers are meant to be.
+        warnings.filterwarnings("ignore", message=r"Found \d+ module\(s\) in eval mode at the start of training")
         inspect_teachers(self.trainer, self.teachers, self.expectations(), self.attack, self.num_classes)
         with self.trainer.precision_plugin.train_step_context():
             kept = {name: teacher for name, teacher in self.teachers.items() if teacher.cache}

@@ -19,7 +19,7 @@ from .igdm import IGDM
 class RSLAD(Distillation):
     """RSLAD (Zi et al. 2021, arXiv 2108.07969): the robust teacher's soft labels wherever there were hard ones.
 
-    With p = softmax(T(x)), the teacher asked on clean pixels alone: L = alpha * KL(p || S(x_adv)) + (1 - alpha) * KL(p || S(x)).
+    With p = softmax(T(x)), the teacher asked on clean pixels alone: L = alpha KL(p || S(x_adv)) + (1 - alpha) KL(p || S(x)).
     The attack maximises KL(p || S(x_adv)), from x + 0.001 * N(0, 1) without an attack of your own. No true label is used.
     The authors' code takes ``kl_reduction: mean``, and on CIFAR-100 ten times that.
 
