@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import copy
+import json
 import math
+import subprocess
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -488,3 +492,20 @@ def test_mixed_labels_and_another_objective_train(objective: Any) -> None:
     trainer = Trainer(max_epochs=1, limit_val_batches=0, **QUIET)
     trainer.fit(method, DataLoader(TensorDataset(x, mixed), 8))
     assert trainer.callback_metrics["train/loss"].isfinite() and trainer.callback_metrics["train/router_loss"].isfinite()
+
+
+def test_the_benchmark_counts_what_each_way_computes(tmp_path: Path) -> None:
+    file = tmp_path / "moe.json"
+    command = "--pairs 1 --batch-size 4 --size 16 --json"
+    done = subprocess.run(
+        [sys.executable, "-m", "benchmarks.moe", *command.split(), str(file)],
+        cwd=Path(__file__).parents[1],
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    report = json.loads(file.read_text())
+    dense, ours, naive, grouped = (report[name]["flops"] for name in ("dense", "sorted", "masked", "per image"))
+    assert ours == grouped < 0.4 * dense and naive > 1.5 * ours
+    assert all(report[name][clock]["ratio_median"] > 0 for name in ("sorted", "masked") for clock in ("wall", "cpu"))
