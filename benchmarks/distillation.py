@@ -17,7 +17,7 @@ import argparse
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from statistics import mean
@@ -25,8 +25,9 @@ from typing import Any
 
 from .folds import pooled, report
 from .paired import Verdicts, over_seeds
-from .runs import ROOT, Runs, at_once, markdown, name_of, needs, spread
+from .runs import Runs, at_once, markdown, name_of, needs, spread
 from .timing import machine
+from .trials import SETTINGS, Setting
 
 NAMES = {
     "teacher_robust": "robust teacher",
@@ -38,6 +39,13 @@ NAMES = {
     "mtard": "MTARD",
     "bmtard": "B-MTARD",
     "absld": "ABSLD",
+    "iad": "IAD",
+    "iad_ii": "IAD-II",
+    "ada_iad": "AdaIAD",
+    "peeraid": "PeerAiD",
+    "rslad_igdm": "RSLAD + IGDM",
+    "aw_mtard": "AW-Net + MTARD",
+    "adv_moe": "AdvMoE",
 }
 METHODS = ("pgd_at", "ard", "rslad", "adaad", "mtard", "bmtard", "absld")
 FOLDS, FOLDED = 5, ("absld", "rslad")
@@ -69,71 +77,12 @@ COSTS = {
 }
 
 
-@dataclass(frozen=True)
-class Trial:
-    """One test: a name, its attacks, further options of the command."""
-
-    name: str
-    attacks: Mapping[str, Any]
-    options: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class Setting:
-    """Where the configs lie, ``{}`` standing for the method, and how their runs are tested; a later trial's figures add up."""
-
-    configs: str
-    trials: tuple[Trial, ...]
-
-    def config(self, method: str) -> Path:
-        """The file."""
-        return ROOT / self.configs.format(method)
-
-    def command(self, method: str) -> str:
-        """What trains it."""
-        return f"robust-pl fit -c {self.configs.format(method)} --run.name {method}"
-
-
-def _attack(name: str, **arguments: Any) -> dict[str, Any]:
-    return {"class_path": name, "init_args": arguments}
-
-
-SETTINGS = {
-    "digits": Setting(
-        "configs/digits/{}.yaml",
-        (
-            Trial(
-                "autoattack",
-                {"pgd20": _attack("PGD", eps=0.2, steps=20), "autoattack": _attack("AutoAttack", eps=0.2, batch_size=360)},
-                ("--data.init_args.eval_batch_size", "360"),
-            ),
-        ),
-    ),
-    "cifar10": Setting(
-        "configs/cifar10/{}_cpu.yaml",
-        (
-            Trial(
-                "pgd20",
-                {"pgd20": _attack("PGD", eps="8/255", step_size="2/255", steps=20)},
-                ("--data.init_args.eval_batch_size", "250", "--trainer.limit_test_batches", "8"),
-            ),
-            Trial(
-                "autoattack",
-                {"autoattack": _attack("AutoAttack", eps="8/255", batch_size=250)},
-                ("--data.init_args.eval_batch_size", "250", "--trainer.limit_test_batches", "2"),
-            ),
-        ),
-    ),
-}
-
-
 def measure(
-    setting: Setting, methods: Sequence[str], runs: Sequence[Runs], checkpoint: str, workers: int
+    setting: Setting, methods: Sequence[str], runs: Sequence[Runs], checkpoint: str, workers: int, test_teachers: bool = True
 ) -> list[dict[str, tuple[list[Verdicts], dict[str, Any]]]]:
     """For each of ``runs``, by method: the verdicts of each trial, and what training cost."""
-    teachers = list(dict.fromkeys(command for method in methods for command in needs(setting.config(method))))
-    # Before the students, which would wait for them and hold up a worker.
-    at_once([partial(run.fit, command) for run in runs for command in teachers], workers)
+    taught = {method: needs(setting.config(method)) for method in methods}
+    teachers = list(dict.fromkeys(command for of_method in taught.values() for command in of_method))
     commands = {name_of(command): command for command in [*teachers, *map(setting.command, methods)]}
 
     def one(run: Runs, name: str) -> tuple[list[Verdicts], dict[str, Any]]:
@@ -141,8 +90,13 @@ def measure(
         tests = [run.test(name, made_by, (t.name, t.attacks), checkpoint, t.options) for t in setting.trials]
         return [Verdicts.read(test["predictions"]) for test in tests], tests[0]["cost"]
 
-    found = iter(at_once([partial(one, run, name) for run in runs for name in commands], workers))
-    return [{name: next(found) for name in commands} for _ in runs]
+    # Teachers come first, then who needs none: a student that waits for its teacher holds up a worker.
+    fits = [partial(run.fit, command) for run in runs for command in teachers]
+    alone = [name for name in methods if not taught[name]]
+    order = [*alone, *(name for name in (commands if test_teachers else methods) if name not in alone)]
+    rows = at_once([*fits, *(partial(one, run, name) for run in runs for name in order)], workers)[len(fits) :]
+    by_run = [dict(zip(order, rows[i : i + len(order)], strict=True)) for i in range(0, len(rows), len(order))]
+    return [{name: of_run[name] for name in commands if name in of_run} for of_run in by_run]
 
 
 def figures(verdicts: Sequence[Verdicts], cost: Mapping[str, Any]) -> dict[str, float]:
@@ -174,7 +128,13 @@ def lines(rows: Mapping[str, Sequence[Mapping[str, float]]]) -> tuple[list[str],
     body = []
     for name, seeds in rows.items():
         accuracies = [spread([seed[key] for seed in seeds], 2 if key.startswith("nsd") else 1) for key in COLUMNS]
-        body.append([NAMES.get(name, name), *accuracies, *(f"{mean(s[f'cost_{key}'] for s in seeds):.1f}" for key in COSTS)])
+        body.append(
+            [
+                NAMES.get(name.removesuffix("_cpu"), name),
+                *accuracies,
+                *(f"{mean(s[f'cost_{key}'] for s in seeds):.1f}" for key in COSTS),
+            ]
+        )
     return head, body
 
 
@@ -220,7 +180,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             for seed in seeds
             for fold in range(FOLDS)
         ]
-        found = measure(setting, methods, runs, args.checkpoint, args.workers)
+        found = measure(setting, methods, runs, args.checkpoint, args.workers, test_teachers=False)
         by_method = {method: [of_run[method][0][0] for of_run in found] for method in methods}
         text, numbers = report(
             *(pooled(of_folds, FOLDS) for of_folds in by_method.values()), [NAMES.get(m, m) for m in methods]
