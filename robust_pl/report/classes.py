@@ -125,22 +125,26 @@ def fairness_rows(columns: Sequence[Classes], names: Sequence[str] | None) -> li
     for column in columns:
         worst, samples = column.accuracy[column.worst], column.total[column.worst]
         tenth = [f"{column.worst_tenth:.2%}"] if len(column.classes) > 10 else []
-        low, high = column.interval(fairness.worst_class, 1.0)
         spread = "" if np.isnan(column.nsd) else f"{column.nsd:.3f}"
-        least, most = column.interval(fairness.nsd)
         lines.append(
             [
                 column.name,
                 f"{class_name(column.classes[column.worst], names)}: {worst:.2%}",
-                f"[{100 * low:.2f}, {100 * high:.2f}]",
+                _shown(column.interval(fairness.worst_class, 1.0), 100, 2),
                 *tenth,
                 f"{100 * (column.right.sum() / column.total.sum() + worst):.2f}",
                 spread,
-                f"[{least:.3f}, {most:.3f}]" if spread else "",
+                _shown(column.interval(fairness.nsd), 1, 3),
                 ", ".join(f"{class_name(k, names)} {count / samples:.1%}" for k, count in column.taken_for),
             ]
         )
     return lines
+
+
+def _shown(ends: Interval, scale: float, digits: int) -> str:
+    """Empty where the resamples are all alike, as for a class that is never right: that says nothing of other samples."""
+    low, high = (f"{scale * end:.{digits}f}" for end in ends)
+    return f"[{low}, {high}]" if ends[0] < ends[1] else ""
 
 
 def class_headings(columns: Sequence[Classes]) -> list[str]:

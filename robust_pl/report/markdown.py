@@ -72,7 +72,7 @@ def _classes(table: Table) -> str:
         "network puts the worst class, in shares of that class. "
         f"Intervals: basic bootstrap within classes, {RESAMPLES:,} resamples. Where classes have few samples chance alone sets "
         "them apart, so that the worst class looks worse, and NSD larger, than on many: the intervals, which allow for it, may "
-        "then lie beside the figure. On a class of n samples an accuracy of a has a standard error of sqrt(a (1 - a) / n)."
+        "then lie beside the figure. There is none where resamples do not differ, as for a class that is never right."
     )
     return f"## Classes\n\n{fair}\n\n{note}\n\n{every}"
 
