@@ -42,8 +42,9 @@ class AdvMoE(Method):
 
     ``balance`` is what keeps the experts in use: ``class_mod`` (published) asks for expert y mod N, so that the classes are
     dealt out beforehand; ``entropy`` for an even mean gate of the batch; ``switch`` is the load-balancing loss of the Switch
-    Transformer. The last two are ours. Nothing in the router's loss then says which image is whose, and equal scores for all
-    images minimise it: look at the gates. Both are taken over each process's own images.
+    Transformer. The last two are ours, and weaker: nothing in the router's loss then says which image is whose, and equal
+    scores for all images minimise it. On the digits ``switch`` left one expert without images in eval mode, and an attack
+    flipped a third of the gates of ``entropy`` (one seed). Both are taken over each process's own images.
 
     A batch is one step for schedules, ``max_steps``, averages of weights and ``trainer.global_step``. On several processes
     choose ``trainer.strategy=ddp_find_unused_parameters_true``, since each step leaves the other part's weights unused.
