@@ -63,8 +63,8 @@ class AdvMoE(Method):
         schedule: of both learning rates; see :class:`Method`, and so all others.
 
     Raises:
-        ValueError: if a weight is negative, the balance is unknown, ``class_mod`` leaves an expert without a class, or the attack
-            begins at x, where a divergence has no gradient.
+        ValueError: if a weight is negative, the balance is unknown, ``class_mod`` leaves an expert without a class, or the
+            attack begins at x, where a divergence has no gradient.
         TypeError: if the network is no mixture of experts.
     """
 
