@@ -49,9 +49,11 @@ class Runs:
         arguments = shlex.split(command)
         if arguments[0] != "robust-pl":  # python -m benchmarks.NAME FILE --seed SEED
             return self._once(Path(arguments[3]).stem, [*arguments[1:-1], str(self.seed)], [])
-        place = arguments.index("-c") + 1
-        config = ROOT / arguments[place]
+        config = ROOT / arguments[arguments.index("-c") + 1]
         name = name_of(command)
+        if "--run.name" in arguments:  # it comes last, so that it is one command whether it is said or not
+            del arguments[(said := arguments.index("--run.name")) : said + 2]
+        place = arguments.index("-c") + 1
         made_by = [self.fit(needed) for needed in needs(config)]
         arguments[place] = str(config)
         seed = () if "--seed_everything" in arguments else ("--seed_everything", str(self.seed))

@@ -232,6 +232,8 @@ def test_what_is_done_is_not_run_again_and_what_has_changed_is(tmp_path: Path, a
     assert everything() == ["student.fit", "student-strong.test"]
     (tmp_path / "base.yaml").write_text("model: {class_path: D}\n")
     assert everything() == ["first.fit", "student.fit", "student-strong.test"]
+    runs.fit("robust-pl fit -c student.yaml --run.name student")  # the same, said in full
+    assert asked == []
     shutil.rmtree(tmp_path / "seed0" / "tests")
     assert everything() == ["student-strong.test"]
 
