@@ -289,10 +289,8 @@ def test_igdm_by_hand_grows_with_the_epoch() -> None:
 
 def test_igdm_needs_an_end() -> None:
     method = build(RSLAD, igdm=IGDM())
-    example = method.craft(batch())
-    method._trainer = _At(0, -1)
-    with pytest.raises(ValueError, match=r"trainer\.max_epochs is -1"):
-        method.loss(example)
+    with pytest.raises(ValueError, match=r"grows over the run: set trainer\.max_epochs"):
+        Trainer(max_epochs=-1, max_steps=1, **QUIET).fit(method, loader())
 
 
 class _At:

@@ -20,12 +20,17 @@ from robust_pl.data import DigitsDataModule
 from robust_pl.functional.gradients import input_gradient
 from robust_pl.functional.losses import kl_divergence
 from robust_pl.methods import (
+    ABSLD,
+    BMTARD,
     FGSMAT,
     FGSMLAW,
     FR,
+    IGDM,
     MART,
+    MTARD,
     NFGSM,
     PGDAT,
+    RSLAD,
     SAR,
     TRADES,
     Cosine,
@@ -93,10 +98,16 @@ class Counted(nn.Module):
         (lambda net: GradAlign(net, optimizer=sgd), (1, 1), 2),
         (lambda net: FGSMLAW(net, optimizer=sgd), (1, 1), 2),
         (lambda net: FGSMLAW(net, reference="start", optimizer=sgd), (1, 1), 2),
+        (lambda net: RSLAD(net, SmallCNN(width=4), optimizer=sgd), (10, 10), 2),
+        (lambda net: RSLAD(net, SmallCNN(width=4), igdm=IGDM(), optimizer=sgd), (10, 10), 3),
+        (lambda net: MTARD(net, SmallCNN(width=4), SmallCNN(width=4), optimizer=sgd), (10, 10), 2),
+        (lambda net: BMTARD(net, SmallCNN(width=4), SmallCNN(width=4), optimizer=sgd), (10, 10), 2),
+        (lambda net: ABSLD(net, SmallCNN(width=4), optimizer=sgd), (10, 10), 2),
     ],
     ids=[
         *("StandardTraining", "PGDAT", "TRADES", "FreeAT", "MART", "FR", "FR before its start", "SAR", "PeerAiD"),
         *("FGSMAT", "FastAT", "NFGSM", "GradAlign", "FGSMLAW", "FGSMLAW, start"),
+        *("RSLAD", "RSLAD with IGDM", "MTARD", "BMTARD", "ABSLD"),
     ],
 )
 def test_a_step_costs_what_its_docstring_says(
