@@ -83,7 +83,9 @@ def over_samples(ours: np.ndarray, theirs: np.ndarray, labels: np.ndarray, seed:
     found = {}
     for name, figure in figures.items():
         first, second = figure(whole).tolist()
-        low, high = np.nanpercentile(np.subtract(*figure(drawn).numpy()), [50 * (1 - CONFIDENCE), 50 * (1 + CONFIDENCE)])
+        gaps = np.subtract(*figure(drawn).numpy())
+        gaps = gaps[~np.isnan(gaps)] if not np.isnan(first - second) else gaps[:1] * np.nan
+        low, high = np.percentile(gaps, [50 * (1 - CONFIDENCE), 50 * (1 + CONFIDENCE)])
         found[name] = Difference(first, second, first - second, float(low), float(high))
     return found
 

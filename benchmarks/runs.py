@@ -94,7 +94,7 @@ class Runs:
             arguments = ["-m", "robust_pl", "test", "--ckpt_path", f"{where}/checkpoints/{checkpoint}.ckpt"]
             if attacks is not None:
                 given = tests / f"{key}.yaml"
-                given.write_text(yaml.safe_dump({"attacks": attacks[1]}))
+                given.write_text(yaml.safe_dump({"attacks": attacks[1]}, sort_keys=False))
                 arguments += ["-c", str(where / "config.yaml"), "-c", str(given)]
             self._run(f"{run}-{key}.test", [*arguments, *options, "--evaluation.output_dir", str(output)])
             found["figures"] = {

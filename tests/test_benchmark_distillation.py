@@ -59,6 +59,12 @@ def test_figures_over_samples_by_hand() -> None:
         benchmark("paired").over_samples(ours[:5], theirs, labels)
 
 
+def test_where_nobody_is_right_there_is_no_nsd() -> None:
+    found = benchmark("paired").over_samples(np.array([1, 0, 1]), np.zeros(3), np.array([0, 0, 1]))
+    assert np.isnan(found["NSD"].difference) and found["NSD"].text() == "+nan"
+    assert found["accuracy"].theirs == 0 and found["worst class"].difference == 50
+
+
 def test_the_bootstrap_is_paired_stratified_and_seeded() -> None:
     paired, draws = benchmark("paired"), np.random.default_rng(0)
     labels = draws.integers(10, size=1797)
