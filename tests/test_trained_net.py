@@ -104,7 +104,7 @@ def test_missing_weights_are_one_line_and_exit_with_2(tiny: Path) -> None:
     done = subprocess.run([sys.executable, "-m", "robust_pl", "fit", "-c", tiny], capture_output=True, text=True, timeout=120)
     assert done.returncode == 2
     said = [line for line in done.stderr.splitlines() if not line.startswith("Seed set")]
-    assert len(said) == 1 and said[0].startswith("robust-pl: error: no file of weights at runs/teacher_robust: check the path")
+    assert len(said) == 1 and said[0].startswith("robust-pl: error: no file of weights at runs/teacher_robust")
     assert not Path("runs").exists()
 
 
