@@ -12,6 +12,7 @@ from torch.optim import SGD
 
 from ...callbacks.attacks.base import Attack
 from ...callbacks.attacks.checks import choose
+from ...callbacks.monitors.compute import not_training
 from ...functional.distillation import KL_REDUCTIONS, KLReduction, reduce_kl
 from ...nets.teacher import Teacher, as_teacher
 from ..base import Method, OptimizerFactory
@@ -171,7 +172,8 @@ class Distillation(Method):
         super().on_fit_start()
         # Lightning's, of networks left in eval mode by mistake; teachers are meant to be.
         warnings.filterwarnings("ignore", message=r"Found \d+ module\(s\) in eval mode at the start of training")
-        inspect_teachers(self.trainer, self.teachers, self.expectations(), self.attack, self.num_classes)
+        with not_training(self.trainer):
+            inspect_teachers(self.trainer, self.teachers, self.expectations(), self.attack, self.num_classes)
         with self.trainer.precision_plugin.train_step_context():
             kept = {name: teacher for name, teacher in self.teachers.items() if teacher.cache}
             self._cached = {name: cached_logits(self.trainer, teacher, self.device) for name, teacher in kept.items()}
