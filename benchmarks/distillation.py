@@ -5,7 +5,7 @@ configs' headers name (``# needs:``) and that come first. Three parts:
 
 - ``--set digits``: scikit-learn's digits, all 360 test images under PGD-20 and the standard AutoAttack;
 - ``--set cifar10``: real CIFAR-10 images (``ROBUST_PL_DATA``), teacher and students as small as two CPU cores can carry, the
-  first 2,000 test images under PGD-20 and the first 500 under AutoAttack;
+  first 2,000 test images under PGD-20 and the first 250 under AutoAttack;
 - ``--folds``: five folds over all 1,797 digits, so that each is tested once by a network, and by teachers, that never saw it.
 
 Each command runs in a process of one thread, as many at once as there are cores. What was finished is not run again.
@@ -32,7 +32,6 @@ from .trials import SETTINGS, Setting
 NAMES = {
     "teacher_robust": "robust teacher",
     "teacher_clean": "clean teacher",
-    "pgd_at": "PGD-AT, no teacher",
     "pgd_at_student": "PGD-AT, no teacher",
     "ard": "ARD",
     "rslad": "RSLAD",
@@ -48,7 +47,7 @@ NAMES = {
     "aw_mtard": "AW-Net + MTARD",
     "adv_moe": "AdvMoE",
 }
-METHODS = ("ard", "rslad", "adaad", "mtard", "bmtard", "absld")
+METHODS = ("pgd_at_student", "ard", "rslad", "adaad", "mtard", "bmtard", "absld")
 FOLDS, FOLDED = 5, ("absld", "rslad")
 PAIRS = (
     ("mtard", "rslad", ("mean_pgd20", "mean_autoattack")),
@@ -158,9 +157,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--set", choices=sorted(SETTINGS), default="digits", help="of images")
     parser.add_argument("--folds", action="store_true", help=f"five folds of all digits; of {' and '.join(FOLDED)} by default")
     parser.add_argument("--seeds", type=int, nargs="+", default=None, help="default 0 1 2, on cifar10 0")
-    parser.add_argument(
-        "--methods", nargs="+", default=None, metavar="NAME", help=f"configs; default the student alone, {' '.join(METHODS)}"
-    )
+    parser.add_argument("--methods", nargs="+", default=None, metavar="NAME", help=f"configs; default {' '.join(METHODS)}")
     parser.add_argument("--checkpoint", choices=("best", "last"), default="best", help="of each run, to be tested")
     parser.add_argument("--output", type=Path, default=None, help="default runs/benchmark_distillation/SET")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="commands at once, one thread each")
@@ -168,7 +165,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     setting = SETTINGS[args.set]
     if args.folds and args.set != "digits":
         parser.error("--folds are those of the digits: leave out --set")
-    methods = args.methods or (FOLDED if args.folds else (setting.alone, *METHODS))
+    methods = args.methods or (FOLDED if args.folds else METHODS)
     missing = [method for method in methods if not setting.config(method).is_file()]
     if missing:
         parser.error(f"--methods {missing[0]!r} has no config {setting.configs.format(missing[0])}")

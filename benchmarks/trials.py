@@ -61,7 +61,7 @@ SETTINGS = {
             Trial(
                 "autoattack",
                 {"autoattack": _attack("AutoAttack", eps="8/255", batch_size=250)},
-                ("--data.init_args.eval_batch_size", "250", "--trainer.limit_test_batches", "2"),
+                ("--data.init_args.eval_batch_size", "250", "--trainer.limit_test_batches", "1"),
             ),
         ),
     ),
