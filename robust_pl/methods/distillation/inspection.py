@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import combinations
 
 import torch
 from lightning.pytorch import Trainer
@@ -30,7 +31,7 @@ GAIN = 0.1
 def inspect_teachers(
     trainer: Trainer, teachers: Mapping[str, Teacher], expected: Mapping[str, str], attack: Attack, num_classes: int
 ) -> None:
-    """Refuse teachers that do not fit the data, and warn of those that lack what is to be learned from them.
+    """Refuse teachers that do not fit the data, and warn of those that lack what is to be learned from them, or say the same.
 
     Costs 2 forward passes a teacher, and 10 forward and backward passes where robustness is expected, on 256 images.
 
@@ -46,7 +47,8 @@ def inspect_teachers(
     """
     x, y = _samples(trainer)
     kind = "validation" if _has_validation(trainer) else "training"
-    accuracy = {}
+    accuracy: dict[str, float] = {}
+    said: dict[str, Tensor] = {}
     for name, teacher in teachers.items():
         with torch.no_grad(), trainer.precision_plugin.val_step_context():
             logits = teacher(x[:2])
@@ -55,7 +57,8 @@ def inspect_teachers(
                     f"{name} returns logits of shape {tuple(logits.shape)} for two images, and there are {num_classes} "
                     "classes: choose a teacher that was trained on the same ones"
                 )
-            accuracy[name] = clean = _accuracy(teacher(x), y)
+            said[name] = teacher(x)
+            accuracy[name] = clean = _accuracy(said[name], y)
             mean, std = x.mean((0, 2, 3), keepdim=True), x.std((0, 2, 3), keepdim=True)
             normalised = _accuracy(teacher((x - mean) / std.clamp_min(1e-6)), y)
         if normalised >= max(ACCURATE, clean + GAIN):
@@ -68,6 +71,11 @@ def inspect_teachers(
             rank_zero_warn(f"{name} is right on {clean:.1%} of {len(x)} {kind} images only: a student of it learns little")
         if expected.get(name) == "robustness":
             _look_at_robustness(trainer, name, teacher, x, y, clean, attack, kind)
+    for one, other in combinations(said, 2):
+        if torch.equal(said[one], said[other]):
+            rank_zero_warn(
+                f"{one} and {other} say the same of {len(x)} {kind} images: give two teachers, or use a method of one"
+            )
     robust = [accuracy[name] for name in accuracy if expected.get(name) == "robustness"]
     for name, clean in accuracy.items():
         if expected.get(name) == "accuracy" and robust and clean < max(robust):
@@ -80,7 +88,8 @@ def inspect_teachers(
 def _look_at_robustness(
     trainer: Trainer, name: str, teacher: Teacher, x: Tensor, y: Tensor, clean: float, attack: Attack, kind: str
 ) -> None:
-    pgd = PGD(attack.eps, steps=_STEPS, norm=attack.norm)
+    # Cross-entropy of a teacher that is sure of everything has no gradient left, above all in half precision.
+    pgd = PGD(attack.eps, steps=_STEPS, norm=attack.norm, objective="margin")
     with trainer.precision_plugin.val_step_context():
         x_adv = pgd(teacher, x, y).to(x.dtype)
         with torch.no_grad():
