@@ -61,7 +61,10 @@ def one_line(message: str, arguments: Sequence[str] = ()) -> str:
     if missing := re.search(r"Problem with given class_path '([^']+)'", message):
         return f"{field}: cannot use {missing[1]}: {leaves[0] if leaves else 'check the spelling'}"
     if found := re.search(r"Expected a dot import path string: (\S+)", message):
-        hint = _nearest(found[1].rsplit(".", 1)[-1], public_names())
+        name = found[1].rsplit(".", 1)[-1]
+        if name in public_names():
+            return f"{field}={found[1]!r} is no class of the kind that is needed there: see the docstring of what takes it"
+        hint = _nearest(name, public_names())
         return f"{field}={found[1]!r} is not a known class{hint or ', nor the dotted path of one: check the spelling'}"
     if leaves:
         return f"{field}: {leaves[0]}" if field else leaves[0]

@@ -49,6 +49,7 @@ TRAINING_ATTACK = "--model.init_args.attack.init_args"
         (("--model", "PGDTA"), ["model", "PGDTA", "did you mean PGDAT"]),
         (("--data", "DigitDataModule"), ["DigitDataModule", "did you mean DigitsDataModule"]),
         (("--model.init_args.net", "SmalCNN"), ["SmalCNN", "did you mean SmallCNN"]),
+        (("--model.init_args.attack", "SmallCNN"), ["model.init_args.attack='SmallCNN'", "no class of the kind"]),
         (("--model", "nowhere.Mine"), ["nowhere.Mine"]),
         (("--attacks.worst", "PGD"), ["'worst'", "another name"]),
         (("--trainer.max_epochz", "3"), ["max_epochz"]),
