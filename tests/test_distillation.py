@@ -22,7 +22,7 @@ from robust_pl.functional.distillation import (
     entropy,
     reduce_kl,
 )
-from robust_pl.methods import ABSLD, BMTARD, IGDM, MTARD, RSLAD, Method, MultiStep
+from robust_pl.methods import ABSLD, BMTARD, IGDM, MTARD, RSLAD, AdaAD, Method, MultiStep
 from robust_pl.nets import Normalize, SmallCNN, Teacher
 
 QUIET: dict[str, Any] = {
@@ -359,6 +359,19 @@ def test_cached_logits_are_those_of_the_images() -> None:
     example = method.craft((x, y, index))
     assert not asked
     assert torch.allclose(example.teacher_logits, method.teacher(x), atol=1e-5)
+
+
+def test_who_is_never_asked_about_clean_pixels_fills_no_cache() -> None:
+    asked: list[int] = []
+    method = MTARD(net(0), Teacher(net(1), cache=True), net(2), PGD(**ATTACK), optimizer=sgd)
+    method.teacher.net.register_forward_hook(lambda _, given, out: asked.append(len(given[0])))
+    fit(method)
+    assert sum(asked[-3:]) == 3 * 64 and sum(asked) < 3 * 64 + 14 * 144  # the look before: 13 passes of 144 images
+
+
+def test_a_teacher_in_float16_is_no_part_of_an_attack() -> None:
+    with pytest.raises(ValueError, match=r"teacher.precision='float16' .* bfloat16 or float32"):
+        AdaAD(net(0), Teacher(net(1), "float16"), PGD(**ATTACK))
 
 
 def test_a_run_with_a_cache_equals_one_without() -> None:

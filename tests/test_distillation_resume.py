@@ -56,17 +56,7 @@ def test_resumed_equals_uninterrupted(kind: str, tmp_path: Path) -> None:
         assert [key for key in whole if not torch.equal(whole[key], resumed[key])] == [], name
 
 
-@pytest.mark.parametrize(
-    "kind",
-    [
-        "MTARD",
-        "BMTARD",
-        pytest.param(
-            "ABSLD",
-            marks=pytest.mark.xfail(strict=True, reason="Lightning skips the end of that epoch, where temperatures move"),
-        ),
-    ],
-)
+@pytest.mark.parametrize("kind", BUILDS)
 def test_resumed_between_the_last_step_of_an_epoch_and_its_validation(kind: str, tmp_path: Path) -> None:
     whole = fit(kind, tmp_path)
     resumed = fit(kind, tmp_path / "resumed", tmp_path / f"step{STEPS}.ckpt")

@@ -22,8 +22,8 @@ class Teacher(Frozen):
     Args:
         net: maps pixels in [0, 1], (B, C, H, W), to logits (B, K); changed in place, and not copied.
         precision: what it computes in; half precision takes half the memory, and on a GPU less time.
-        cache: ask it for clean images once, before the training, and look its logits up from then on. Possible where the
-            data module does not augment. Takes N * K * 4 bytes for N training images.
+        cache: ask it for all clean images when the first of them is needed, and look its logits up from then on. Possible where
+            the data module does not augment. Takes N * K * 4 bytes for N training images.
 
     Raises:
         ValueError: if the precision is unknown.

@@ -127,8 +127,18 @@ class ABSLD(Distillation):
         self.error_sums += sum_over_ranks(sums)
         self.error_counts += sum_over_ranks(counts)
 
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        # Resumed from between the last step of an epoch and its validation, Lightning leaves out the end of that epoch.
+        if batch_idx == 0 and self.error_counts.any():
+            self._move_temperatures()
+
     def on_train_epoch_end(self) -> None:
         super().on_train_epoch_end()
+        self._move_temperatures()
+        self.log_dict(_ends(self.temperatures))
+
+    def _move_temperatures(self) -> None:
+        """What the errors of an epoch say; those of the next are counted anew."""
         moved = class_temperatures(
             self.temperatures,
             class_means(self.error_sums, self.error_counts),
@@ -139,7 +149,6 @@ class ABSLD(Distillation):
         self.temperatures.copy_(moved)
         self.error_sums.zero_()
         self.error_counts.zero_()
-        self.log_dict(_ends(self.temperatures))
 
 
 def _ends(temperatures: Tensor) -> dict[str, Any]:

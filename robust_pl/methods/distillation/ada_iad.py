@@ -15,7 +15,7 @@ from ..schedules import Schedule
 from .arguments import check_introspection, check_share, check_temperature
 from .base import Distillation, TaughtExample
 from .igdm import IGDM
-from .joint_attack import attack_jointly
+from .joint_attack import attack_jointly, check_precision
 
 
 class AdaIAD(Distillation):
@@ -67,6 +67,7 @@ class AdaIAD(Distillation):
         num_classes: int = 10,
     ) -> None:
         super().__init__(net, teacher, attack, igdm, kl_reduction, optimizer, schedule, weights, num_classes)
+        check_precision(self.teacher)
         check_share("alpha", alpha)
         check_temperature(temperature)
         check_introspection(beta, begin)

@@ -15,7 +15,7 @@ from ..schedules import Schedule
 from .arguments import check_share
 from .base import Distillation, TaughtExample
 from .igdm import IGDM
-from .joint_attack import attack_jointly
+from .joint_attack import attack_jointly, check_precision
 
 
 class AdaAD(Distillation):
@@ -56,6 +56,7 @@ class AdaAD(Distillation):
         num_classes: int = 10,
     ) -> None:
         super().__init__(net, teacher, attack, igdm, kl_reduction, optimizer, schedule, weights, num_classes)
+        check_precision(self.teacher)
         check_share("alpha", alpha)
         self.alpha = alpha
         self.asks_clean = self.student_sees_clean = alpha < 1

@@ -111,10 +111,13 @@ class Distillation(Method):
             x: pixels (B, C, H, W).
             index: of clean pixels (B,), which may have been asked before; None for others.
         """
-        if index is not None and name in self._cached:
+        teacher: Teacher = getattr(self, name)
+        if index is not None and teacher.cache:
+            if name not in self._cached:
+                self._cached[name] = cached_logits(self.trainer, teacher, self.device)
             return self._cached[name][index]
         with torch.no_grad():
-            return getattr(self, name)(x)
+            return teacher(x)
 
     def lr_factor(self) -> float:
         """Learning rate in units of that at the start, at most 1: the rates of balances and temperatures follow it."""
@@ -174,6 +177,4 @@ class Distillation(Method):
         warnings.filterwarnings("ignore", message=r"Found \d+ module\(s\) in eval mode at the start of training")
         with not_training(self.trainer):
             inspect_teachers(self.trainer, self.teachers, self.expectations(), self.attack, self.num_classes)
-        with self.trainer.precision_plugin.train_step_context():
-            kept = {name: teacher for name, teacher in self.teachers.items() if teacher.cache}
-            self._cached = {name: cached_logits(self.trainer, teacher, self.device) for name, teacher in kept.items()}
+        self._cached.clear()

@@ -13,10 +13,11 @@ if TYPE_CHECKING:
 
 
 class IGDM:
-    """Indirect gradient distillation (Lee et al., arXiv 2312.03286), an addition to the loss of any distillation.
+    """Indirect gradient distillation (Lee et al., arXiv 2312.03286), an addition to the loss of a :class:`Distillation`.
 
     alpha * (epoch / epochs) * KL(softmax(T(x + d) - T(x - d)) || softmax(S(x + d) - S(x - d))) with d = x_adv - x: differences
-    stand for the input gradients of teacher and student. x - d may leave [0, 1], as in the authors' code.
+    stand for the input gradients of teacher and student. x - d may leave [0, 1], as in the authors' code. The divergence is
+    reduced as the method's are; the authors take ``batchmean``.
 
     Cost: one forward and one backward pass of the student, one forward pass of the teacher, and one more of the teacher on
     attacked pixels where the method itself does not ask for that.

@@ -9,7 +9,21 @@ from ...callbacks.attacks.base import Attack
 from ...callbacks.attacks.ledger import Attacked
 from ...callbacks.attacks.problem import Objective
 from ...functional.losses import hard, kl_divergence
+from ...nets.teacher import Teacher
 from ..example import Example
+
+
+def check_precision(teacher: nn.Module) -> None:
+    """Refuse a teacher through which no attack gets.
+
+    Raises:
+        ValueError: if it computes in float16.
+    """
+    if isinstance(teacher, Teacher) and teacher.precision == "float16":
+        raise ValueError(
+            "teacher.precision='float16' rounds small gradients of pixels to 0, and the attack goes through the teacher: "
+            "choose bfloat16 or float32"
+        )
 
 
 def attack_jointly(
