@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import math
 import shutil
 from pathlib import Path
 from types import ModuleType
@@ -11,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from robust_pl.data import DigitsDataModule
 
@@ -279,3 +281,19 @@ def test_bad_arguments(arguments: list[str], message: str, capsys: pytest.Captur
     with pytest.raises(SystemExit) as stopped:
         benchmark("distillation").main(arguments)
     assert stopped.value.code == 2 and message in capsys.readouterr().err
+
+
+def test_how_sure_a_network_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    teachers = benchmark("teachers")
+
+    class Fixed(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return torch.tensor([[math.log(3.0), 0.0], [0.0, 0.0]])
+
+    # Probabilities (3/4, 1/4) and (1/2, 1/2); the second sample's label is 1, and argmax takes the first of equals.
+    said = 0.75 * math.log(4 / 3) + 0.25 * math.log(4)
+    expected = ["50.0", f"{(0.75 + 0.5) / 2:.2f}", f"{(said + math.log(2)) / 2:.2f}"]
+    assert teachers.row(Fixed(), torch.zeros(2, 1, 8, 8), torch.tensor([0, 1])) == expected
+    with pytest.raises(SystemExit):
+        teachers.main(["--runs", str(tmp_path)])
+    assert "has no run 'teacher_robust'" in capsys.readouterr().err
