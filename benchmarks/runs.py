@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from math import isnan
 from pathlib import Path
 from statistics import mean, stdev
 from threading import Lock
@@ -166,6 +167,8 @@ def at_once(tasks: Sequence[Callable[[], Result]], workers: int) -> list[Result]
 
 def spread(values: Sequence[float], digits: int = 1) -> str:
     """Mean, and the standard deviation over seeds."""
+    if any(isnan(value) for value in values):
+        return "none"  # such as the NSD where nobody is right
     return f"{mean(values):.{digits}f}" + (f" ± {stdev(values):.{digits}f}" if len(values) > 1 else "")
 
 

@@ -297,3 +297,9 @@ def test_how_sure_a_network_is(tmp_path: Path, capsys: pytest.CaptureFixture[str
     with pytest.raises(SystemExit):
         teachers.main(["--runs", str(tmp_path)])
     assert "has no run 'teacher_robust'" in capsys.readouterr().err
+
+
+def test_a_figure_that_some_seed_lacks() -> None:
+    spread = benchmark("runs").spread
+    assert spread([1.0, float("nan"), 2.0]) == spread([float("nan")]) == "none"
+    assert spread([1.0, 2.0]) == "1.5 ± 0.7" and spread([1.0]) == "1.0"
