@@ -294,7 +294,7 @@ def test_absld_gathers_the_errors_of_its_own_steps() -> None:
     gap = means - means.mean(0)
     expected = (1 - 0.1 * gap / gap.abs().amax(0)).clamp(0.5, 5)
     assert torch.allclose(method.temperatures, expected, atol=1e-5)
-    assert not method.error_sums.any() and not method.error_counts.any()
+    assert not method.class_errors.sums.any() and not method.class_errors.counts.any()
 
 
 @pytest.mark.parametrize("kind", ["rslad", "mtard", "absld"])

@@ -13,10 +13,9 @@ from ...callbacks.attacks.base import Attack
 from ...callbacks.attacks.pgd import PGD
 from ...callbacks.attacks.problem import Objective
 from ...functional.distillation import KLReduction, class_temperatures
-from ...functional.fairness import class_means, class_sums
 from ...functional.losses import cross_entropy, hard, kl_divergence
+from ...metrics.class_errors import ClassErrors
 from ..base import OptimizerFactory
-from ..ranks import sum_over_ranks
 from ..schedules import Schedule
 from .base import Distillation, TaughtExample
 from .igdm import IGDM
@@ -61,8 +60,6 @@ class ABSLD(Distillation):
     """
 
     temperatures: Tensor
-    error_sums: Tensor
-    error_counts: Tensor
 
     def __init__(
         self,
@@ -95,8 +92,7 @@ class ABSLD(Distillation):
         self.min_temperature, self.max_temperature = min_temperature, max_temperature
         # In columns: of attacked and of clean pixels.
         self.register_buffer("temperatures", torch.ones(num_classes, 2))
-        self.register_buffer("error_sums", torch.zeros(num_classes, 2))
-        self.register_buffer("error_counts", torch.zeros(num_classes))
+        self.class_errors = ClassErrors(num_classes, 2)
 
     @staticmethod
     def default_attack() -> PGD:
@@ -123,13 +119,11 @@ class ABSLD(Distillation):
         return self.alpha * adversarial + (1 - self.alpha) * clean
 
     def after_step(self, example: JudgedExample) -> None:
-        sums, counts = class_sums(example.errors, hard(example.y), self.num_classes)
-        self.error_sums += sum_over_ranks(sums)
-        self.error_counts += sum_over_ranks(counts)
+        self.class_errors.add(example.errors, hard(example.y))
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         # Resumed from between the last step of an epoch and its validation, Lightning leaves out the end of that epoch.
-        if batch_idx == 0 and self.error_counts.any():
+        if batch_idx == 0 and self.class_errors.counts.any():
             self._move_temperatures()
 
     def on_train_epoch_end(self) -> None:
@@ -141,14 +135,13 @@ class ABSLD(Distillation):
         """What the errors of an epoch say; those of the next are counted anew."""
         moved = class_temperatures(
             self.temperatures,
-            class_means(self.error_sums, self.error_counts),
+            self.class_errors.means(),
             self.temperature_rate * self.lr_factor(),
             self.min_temperature,
             self.max_temperature,
         )
         self.temperatures.copy_(moved)
-        self.error_sums.zero_()
-        self.error_counts.zero_()
+        self.class_errors.reset()
 
 
 def _ends(temperatures: Tensor) -> dict[str, Any]:

@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import SGD
 
 from ...callbacks.attacks.base import Attack
 from ...callbacks.attacks.ledger import Attacked
 from ...callbacks.attacks.pgd import PGD
-from ...functional.distillation import KLReduction, distillation, introspection, trust
+from ...functional.distillation import KLReduction
 from ..base import OptimizerFactory
 from ..schedules import Schedule
-from .arguments import check_introspection, check_share, check_temperature
-from .base import Distillation, TaughtExample
+from .base import TaughtExample
+from .iad import IAD
 from .igdm import IGDM
 from .joint_attack import attack_jointly, check_precision
 
 
-class AdaIAD(Distillation):
+class AdaIAD(IAD):
     """AdaIAD (Huang, Chen, Wang, Lu, Cheng, Wang 2023, CVPR): the attack of :class:`AdaAD` and the introspection of IAD.
 
     With the trust a_i = softmax(T(x_adv))_y ** beta and both softmaxes of the first divergence at temperature t::
@@ -46,7 +45,7 @@ class AdaIAD(Distillation):
     """
 
     asks_clean = False
-    asks_adversarial = True
+    asks_adversarial = True  # type: ignore[assignment]
 
     def __init__(
         self,
@@ -66,38 +65,33 @@ class AdaIAD(Distillation):
         weights: str | None = None,
         num_classes: int = 10,
     ) -> None:
-        super().__init__(net, teacher, attack, igdm, kl_reduction, optimizer, schedule, weights, num_classes)
+        super().__init__(
+            net,
+            teacher,
+            attack,
+            alpha,
+            temperature,
+            beta,
+            begin,
+            weight_teacher,
+            detach_self,
+            igdm,
+            kl_reduction,
+            optimizer,
+            schedule,
+            weights,
+            num_classes,
+        )
         check_precision(self.teacher)
-        check_share("alpha", alpha)
-        check_temperature(temperature)
-        check_introspection(beta, begin)
-        self.alpha, self.temperature, self.beta, self.begin = alpha, temperature, beta, begin
-        self.weight_teacher, self.detach_self = weight_teacher, detach_self
 
     @staticmethod
     def default_attack() -> PGD:
         return PGD(random_start="normal")
-
-    @property
-    def introspective(self) -> bool:
-        """Whether the student asks itself yet."""
-        return self.current_epoch >= self.begin
-
-    @property
-    def student_sees_clean(self) -> bool:  # type: ignore[override]
-        """Whether anything is learned from clean pixels."""
-        return self.introspective or self.alpha < 1
 
     def run_attack(self, example: TaughtExample, eps: Tensor | None = None) -> Attacked:
         if self.attack is None or self.attack.objective is not None:
             return super().run_attack(example, eps)
         return attack_jointly(self.attack, self.net, self.teacher, example, eps, self.global_rank)
 
-    def distil(self, example: TaughtExample, logits_adv: Tensor, logits: Tensor | None) -> Tensor:
-        each = distillation(logits_adv, example.teacher_logits_adv, self.temperature)
-        if self.introspective:
-            trusted = trust(example.teacher_logits_adv, example.y, self.beta)
-            own = logits.detach() if self.detach_self else logits
-            each = (trusted * each if self.weight_teacher else each) + introspection(logits_adv, own, trusted)
-        loss = self.alpha * self.reduce(each)
-        return loss if self.alpha == 1 else loss + (1 - self.alpha) * F.cross_entropy(logits, example.y)
+    def target(self, example: TaughtExample) -> Tensor:
+        return example.teacher_logits_adv

@@ -88,8 +88,12 @@ class IAD(Distillation):
         """Whether anything is learned from clean pixels."""
         return self.introspective or self.alpha < 1
 
+    def target(self, example: TaughtExample) -> Tensor:
+        """The teacher's logits (B, K) that the student learns."""
+        return example.teacher_logits
+
     def distil(self, example: TaughtExample, logits_adv: Tensor, logits: Tensor | None) -> Tensor:
-        each = distillation(logits_adv, example.teacher_logits, self.temperature)
+        each = distillation(logits_adv, self.target(example), self.temperature)
         if self.introspective:
             trusted = trust(example.teacher_logits_adv, example.y, self.beta)
             own = logits.detach() if self.detach_self else logits
