@@ -34,8 +34,13 @@ from .ledger import Attacked, Progress
 from .prepare import BN_MODES, BNMode, prepared
 from .problem import Objective, Problem
 
-ObjectiveName = Literal["ce", "kl", "margin"]
-OBJECTIVES = {"ce": losses.cross_entropy, "kl": losses.kl_divergence, "margin": losses.margin}
+ObjectiveName = Literal["ce", "ce_hard", "kl", "margin"]
+OBJECTIVES = {
+    "ce": losses.cross_entropy,
+    "ce_hard": losses.hard_cross_entropy,
+    "kl": losses.kl_divergence,
+    "margin": losses.margin,
+}
 
 
 class Attack(EvaluationAttack):
@@ -51,8 +56,9 @@ class Attack(EvaluationAttack):
             ``bernoulli`` at x plus or minus eps / 2 in each entry (linf alone).
         restarts: independent tries. Later ones run on the samples that still stand; each costs one more forward pass.
         targeted: ``y`` then is the label to reach. As an evaluation attack it aims at a random other class.
-        objective: what is maximised: ``ce`` cross-entropy, ``kl`` the divergence from the clean prediction, ``margin`` the
-            largest wrong logit minus the right one. None: the objective of the method that trains with the attack, else ``ce``.
+        objective: what is maximised: ``ce`` cross-entropy, ``ce_hard`` the same with mixed or smoothed labels taken as their
+            largest entry, ``kl`` the divergence from the clean prediction, ``margin`` the largest wrong logit minus the right
+            one. None: the objective of the method that trains with the attack, else ``ce``.
         bn_mode: mode of the network while it is attacked, see :func:`prepare.prepared`.
         seed: of the attack's own random numbers.
 

@@ -19,6 +19,11 @@ def cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
     return F.cross_entropy(logits, y, reduction="none")
 
 
+def hard_cross_entropy(logits: Tensor, y: Tensor) -> Tensor:
+    """Cross-entropy of each sample with its hard label, (B,): mixed or smoothed labels count as their largest entry."""
+    return F.cross_entropy(logits, hard(y), reduction="none")
+
+
 def kl_divergence(logits: Tensor, reference: Tensor) -> Tensor:
     """KL(softmax(reference) || softmax(logits)) of each sample, (B,); ``reference`` are logits (B, K)."""
     target = reference.log_softmax(1)
