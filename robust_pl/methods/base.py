@@ -232,13 +232,14 @@ class Method(LightningModule, ABC):
         length = self.optimizer_steps() if by_step else self.trainer.max_epochs
         if length in (None, -1, float("inf")):
             raise ValueError("a schedule needs to know how long the run is: set trainer.max_epochs")
-        if self._schedule.uses_length and self._resumed_length not in (None, int(length)):
+        length = self._schedule.length(int(length))
+        if self._schedule.uses_length and self._resumed_length not in (None, length):
             raise ValueError(
-                f"the checkpoint's schedule is that of a run of {self._resumed_length} {self._schedule.interval}s and this one "
-                f"has {int(length)}: keep the settings of the run to continue it, or start a new run from its weights with "
+                f"the checkpoint's schedule is laid over {self._resumed_length} {self._schedule.interval}s, that of this run "
+                f"over {length}: keep the settings of the run to continue it, or start a new run from its weights with "
                 "--model.init_args.weights CHECKPOINT"
             )
-        self._length = int(length)
+        self._length = length
         scheduler = self._schedule.build(optimizer, self._length)
         return {
             "optimizer": optimizer,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Literal
@@ -29,6 +31,14 @@ class Schedule(ABC):
     interval: Interval = "epoch"
     uses_length: bool = True
     """Whether a run of another length has another schedule."""
+
+    def length(self, run: int) -> int:
+        """Steps or epochs that it is laid over in a run of so many: as many, unless it is given a length of its own.
+
+        Raises:
+            ValueError: if its own does not reach to the run's end.
+        """
+        return run
 
     @abstractmethod
     def build(self, optimizer: Optimizer, length: int) -> LRScheduler:
@@ -91,31 +101,65 @@ class Cosine(Schedule):
 
 
 class OneCycle(Schedule):
-    """One cycle up and down, step by step (Smith and Topin 2017, arXiv 1708.07120). The optimizer's momentum stays.
+    """One cycle up and down (Smith and Topin 2017, arXiv 1708.07120), as PyTorch's ``OneCycleLR`` makes it.
+
+    The learning rate starts at max_lr / 25, is max_lr after ``pct_start`` of the cycle, and ends at max_lr / 250,000.
 
     Args:
         max_lr: peak; None takes the optimizer's learning rate.
-        pct_start: fraction of the run spent rising.
+        pct_start: fraction of the cycle spent rising.
         anneal_strategy: ``cos`` or ``linear``.
+        interval: ``step``, or ``epoch`` to keep the rate over each epoch.
+        cycle_momentum: also move the momentum (Adam's first beta) against the rate: 0.95 at the start, 0.85 at the peak, 0.95
+            at the end, whatever the optimizer was given. False leaves it as it is.
+        total_steps: length of the cycle, in steps or epochs as ``interval`` says, where it is not that of the run, which may
+            then end within the cycle; None lays it over the whole run.
+
+    Raises:
+        ValueError: if total_steps is not positive or less than the run has, or the optimizer has no momentum to cycle.
     """
 
-    interval: Interval = "step"
-
     def __init__(
-        self, max_lr: float | None = None, pct_start: float = 0.3, anneal_strategy: Literal["cos", "linear"] = "cos"
+        self,
+        max_lr: float | None = None,
+        pct_start: float = 0.3,
+        anneal_strategy: Literal["cos", "linear"] = "cos",
+        interval: Interval = "step",
+        cycle_momentum: bool = False,
+        total_steps: int | None = None,
     ) -> None:
-        self.max_lr, self.pct_start = max_lr, pct_start
+        if total_steps is not None and total_steps < 1:
+            raise ValueError(f"total_steps={total_steps} is the length of the cycle in {interval}s: give at least 1, or null")
+        self.max_lr, self.pct_start, self.interval = max_lr, pct_start, interval
         self.anneal_strategy: Literal["cos", "linear"] = anneal_strategy
+        self.cycle_momentum, self.total_steps = cycle_momentum, total_steps
+
+    def length(self, run: int) -> int:
+        if self.total_steps is not None and self.total_steps < run:
+            raise ValueError(
+                f"total_steps={self.total_steps} of OneCycle ends before the run, which has {run} {self.interval}s: give at "
+                "least as many, or leave it out to lay the cycle over the whole run"
+            )
+        return run if self.total_steps is None else self.total_steps
 
     def build(self, optimizer: Optimizer, length: int) -> LRScheduler:
+        if self.cycle_momentum and not {"momentum", "betas"} & optimizer.defaults.keys():
+            raise ValueError(
+                f"cycle_momentum=True moves a momentum, and {type(optimizer).__name__} has none: set it to False, or take an "
+                "optimizer such as SGD"
+            )
+        # Lightning doubts that anyone means to keep its rate over an epoch.
+        warnings.filterwarnings("ignore", message="A `OneCycleLR` scheduler is using 'interval': 'epoch'")
         peak = self.max_lr or [group["lr"] for group in optimizer.param_groups]
+        # A rise that is over at the first step would be one of no steps, by whose number PyTorch divides.
+        pct_start = math.nextafter(self.pct_start, 0) if self.pct_start * length == 1 else self.pct_start
         return OneCycleLR(
             optimizer,
             peak,
             total_steps=length,
-            pct_start=self.pct_start,
+            pct_start=pct_start,
             anneal_strategy=self.anneal_strategy,
-            cycle_momentum=False,
+            cycle_momentum=self.cycle_momentum,
         )
 
 

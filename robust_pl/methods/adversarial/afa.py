@@ -211,7 +211,9 @@ class _TwoStages(Schedule):
         if self.first is None or not length:
             return [[1.0] * length for _ in rates]
         double = SGD([{"params": [Parameter(torch.zeros(1))], "lr": rate} for rate in rates])
-        scheduler = self.first.build(double, length)
+        scheduler = self.first.build(double, self.first.length(length))
+        if any(group["momentum"] for group in double.param_groups):
+            raise ValueError("the schedule moves the momentum, and AFA takes learning rates alone: set cycle_momentum to False")
         found = []
         for _ in range(length):
             found.append([group["lr"] for group in double.param_groups])
