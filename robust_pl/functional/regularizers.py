@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -60,3 +62,51 @@ def relaxed_labels(y: Tensor, num_classes: int, factor: float, dtype: torch.dtyp
     """Labels with ``factor`` on the right class and the rest on all others alike, (B, K); mixed ones by their largest."""
     one_hot = F.one_hot(hard(y), num_classes).to(dtype)
     return one_hot * factor + (1 - one_hot) * (1 - factor) / (num_classes - 1)
+
+
+def abnormality(
+    drop: Tensor,
+    shift: Tensor,
+    abnormal: Tensor,
+    loss_weight: float,
+    output_weight: float,
+    mean: Callable[[Tensor], Tensor] = lambda sums: sums,
+) -> Tensor:
+    """AAER's regulariser (Lin et al. 2023, arXiv 2404.08154) of samples whose loss an attack lowered, a scalar.
+
+    (n / B) * [loss_weight * D + output_weight * max(V_A - V_N, 0)] for n abnormal ones of B, with D the mean drop of abnormal
+    samples and V_A and V_N the mean shifts of abnormal and of all others; 0 where either set is empty. The gradient flows
+    through D and V_A, where ``drop`` and ``shift`` have one, and not through V_N.
+
+    Args:
+        drop: by how much the attack lowered the loss, (B,).
+        shift: squared distance of the outputs before and after it, (B,).
+        abnormal: which samples are, bool (B,).
+        loss_weight: lambda_2 of the paper.
+        output_weight: lambda_3.
+        mean: over processes, of sums. Counts and V_N then are those of all samples, and the mean of what the processes return
+            is the regulariser of all.
+    """
+    mask = abnormal.to(shift.dtype)
+    drops, shifts = (mask * drop).sum(), (mask * shift).sum()
+    sums = torch.stack([mask.sum(), (1 - mask).sum(), shifts.detach(), ((1 - mask) * shift.detach()).sum()])
+    n, others, all_shifts, other_shifts = mean(sums).unbind()
+    both = (n > 0) & (others > 0)
+    some, share = n.where(both, 1.0), n / (n + others)
+    normal_shift = other_shifts / others.where(both, 1.0)
+    excess = (shifts / some - normal_shift).where(all_shifts / some > normal_shift, 0.0)
+    return share * (loss_weight * drops / some + output_weight * excess).where(both, 0.0)
+
+
+def linearity_error(first: Tensor, second: Tensor, between: Tensor, share: Tensor) -> Tensor:
+    """ELLE's squared error of a linear loss (Abad Rocamora et al. 2024, arXiv 2401.11618) of each sample, (B,).
+
+    [l(x_c) - (1 - a) l(x_a) - a l(x_b)]^2 for x_c = (1 - a) x_a + a x_b; the gradient flows through all three.
+
+    Args:
+        first: loss at x_a, (B,).
+        second: loss at x_b, (B,).
+        between: loss at x_c, (B,).
+        share: a in [0, 1], (B,).
+    """
+    return (between - (1 - share) * first - share * second).square()
