@@ -9,11 +9,13 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch import Callback, Trainer
-from torch import nn
+from torch import Tensor, nn
 
+from robust_pl.callbacks import EMA
 from robust_pl.methods import AFA, FreeAT, OneCycle, StandardTraining
 from robust_pl.nets import AdaptiveDualNet, SmallCNN
 
+from .test_averaging import Recorder
 from .test_methods import QUIET, loader
 
 
@@ -116,3 +118,56 @@ def test_a_run_of_another_length_is_refused_only_where_its_cycle_is_another(tmp_
         if was != now:
             with pytest.raises(ValueError, match=f"laid over {was} {interval}s, that of this run over {now}: keep"):
                 run(3, total_steps, tmp_path / f"{checkpoint}.ckpt")
+
+
+# EMA ------------------------------------------------------------------------------------------------------------------
+
+
+def averaged(method: type[StandardTraining], **settings: Any) -> Recorder:
+    torch.manual_seed(0)
+    recorder = Recorder()
+    module = method(SmallCNN(width=4), optimizer=sgd).double()
+    callbacks = [EMA(decay=0.9995, warmup=1, ramp=False), recorder]
+    Trainer(max_epochs=2, limit_val_batches=0, precision="64-true", callbacks=callbacks, **QUIET, **settings).fit(
+        module, loader()
+    )
+    return recorder
+
+
+def test_an_average_without_a_ramp_is_that_of_the_protocol() -> None:
+    recorder = averaged(StandardTraining)
+    assert recorder.averages[0] == {} and "net.layers.1.running_var" in recorder.averages[1]
+    for name in recorder.averages[1]:
+        average = recorder.states[1][name]
+        assert torch.equal(recorder.averages[1][name], average)
+        for step in range(2, 7):
+            average = 0.9995 * average + 0.0005 * recorder.states[step][name]
+            torch.testing.assert_close(recorder.averages[step][name], average, rtol=0, atol=1e-14)
+
+
+class Vetoes(StandardTraining):
+    """Takes no step but every other one."""
+
+    def averaging_weight(self) -> Tensor:
+        return (torch.tensor(self.global_step) % 2).double()
+
+
+def test_without_a_ramp_accepted_steps_take_the_decay_as_it_is() -> None:
+    recorder, name = averaged(Vetoes), "net.linear.weight"
+    average = recorder.states[1][name]
+    for step in range(2, 7):
+        average = 0.9995 * average + 0.0005 * recorder.states[step][name] if step % 2 else average
+        torch.testing.assert_close(recorder.averages[step][name], average, rtol=0, atol=1e-9)
+
+
+def test_without_a_ramp_replays_move_it_by_the_share_of_all() -> None:
+    torch.manual_seed(0)
+    recorder = Recorder()
+    method = FreeAT(SmallCNN(width=4), replays=4, optimizer=sgd).double()
+    ema = EMA(decay=0.9, warmup=1, ramp=False)
+    Trainer(max_epochs=1, limit_val_batches=0, precision="64-true", callbacks=[ema, recorder], **QUIET).fit(method, loader())
+    name = "net.linear.weight"
+    average = recorder.states[1][name]  # of the first batch, after its four steps
+    for batch in (2, 3):
+        average = 0.9**4 * average + (1 - 0.9**4) * recorder.states[batch][name]
+        torch.testing.assert_close(recorder.averages[batch][name], average, rtol=0, atol=1e-12)

@@ -18,8 +18,10 @@ class EMA(WeightAverage):
     After each optimizer step ``average <- d * average + (1 - d) * weights`` with ``d = min(decay, (1 + n) / (10 + n))``, where
     n counts the averaged steps before this one, so that the first weights are soon forgotten. Wang et al. use decay 0.995 and
     a warm-up of 2.5 % of the steps with ``buffers: copy``; FGSM-LAW (Jia et al. 2024, arXiv 2308.11443) 0.999, none, and
-    ``average``. A method may veto an update, see ``Method.averaging_weight``; n then counts the accepted ones. Where a batch
-    makes several optimizer steps, the average moves once after it, by the share that many steps would have moved it.
+    ``average``. The FastAT benchmark (Pan and Yao 2026, arXiv 2604.22853) takes 0.9995 at once, from the weights after the
+    first step, and ``average``: ``ramp: false, warmup: 1``; first weights and statistics are then forgotten within some 2,000
+    steps. A method may veto an update, see ``Method.averaging_weight``; n then counts the accepted ones. Where a batch makes
+    several optimizer steps, the average moves once after it, by the share that many steps would have moved it.
     Costs no pass over the network, and two reads and one write of all weights a step.
 
     Args:
@@ -29,6 +31,7 @@ class EMA(WeightAverage):
         buffers: BatchNorm's statistics, see :class:`WeightAverage`.
         batches: for ``buffers`` ``method`` and ``clean``, training batches of each process.
         name: of the average, where there are several.
+        ramp: whether d rises to ``decay`` as above; False takes ``decay`` from the first averaged step on.
 
     Raises:
         ValueError: if decay, warmup, buffers, batches or name is out of its range, or the warm-up is a share of steps whose
@@ -42,13 +45,14 @@ class EMA(WeightAverage):
         buffers: Buffers = "average",
         batches: int = 100,
         name: str = "ema",
+        ramp: bool = True,
     ) -> None:
         super().__init__(name, buffers, batches)
         if not 0 <= decay < 1:
             raise ValueError(f"decay={decay} must be at least 0 and below 1")
         if warmup < 0 or (warmup >= 1 and warmup != int(warmup)):
             raise ValueError(f"warmup={warmup} must be a number of steps, or their share of all steps, in [0, 1)")
-        self.decay, self.warmup = decay, warmup
+        self.decay, self.warmup, self.ramp = decay, warmup, ramp
         self._updates: int | Tensor = 0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -69,14 +73,14 @@ class EMA(WeightAverage):
         if accepted is None:
             kept = 1.0
             for n in range(self._updates, self._updates + steps):
-                kept *= min(self.decay, (1 + n) / (10 + n))
+                kept *= min(self.decay, (1 + n) / (10 + n)) if self.ramp else self.decay
             self._updates += steps
             self.move(1 - kept)
             return
         n = torch.as_tensor(self._updates, dtype=torch.float64, device=accepted.device)
         kept = torch.ones_like(n)
         for step in range(steps):
-            kept = kept * ((1 + n + step) / (10 + n + step)).clamp(max=self.decay)
+            kept = kept * (((1 + n + step) / (10 + n + step)).clamp(max=self.decay) if self.ramp else self.decay)
         self._updates = n + steps * accepted
         self.move((accepted * (1 - kept)).to(torch.float32))
 
