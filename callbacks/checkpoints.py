@@ -1,4 +1,4 @@
-"""The checkpoints of a run: the best one and the last one."""
+"""The checkpoints of a run: the best one and the last one, and what is too large to lie in them."""
 
 from __future__ import annotations
 
@@ -6,11 +6,17 @@ import os
 from pathlib import Path
 from typing import Any
 
+import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor
 
 from .weights.averaging import WeightAverage
+
+SIDE_FILES = "robust_pl_side_files"
+"""In a checkpoint: names of the files beside it that belong to it."""
+SIDE_FOLDER = "side_files"
+"""Folder of the run that they lie in."""
 
 
 class BestCheckpoint(ModelCheckpoint):
@@ -71,9 +77,41 @@ class LastCheckpoint(ModelCheckpoint):
         self._last_checkpoint_saved = filepath
 
 
+def find_side_file(trainer: Trainer, name: str) -> Path:
+    """Where a file lies that the checkpoint which a run resumes from names: in the run's folder, or beside the checkpoint.
+
+    Raises:
+        ValueError: if it is in neither.
+    """
+    folders = [Path(trainer.default_root_dir)]
+    if trainer.ckpt_path is not None:
+        folders += list(Path(trainer.ckpt_path).resolve().parents[:2])
+    for folder in folders:
+        if (path := folder / SIDE_FOLDER / name).is_file():
+            return path
+    raise ValueError(
+        f"the checkpoint needs {SIDE_FOLDER}/{name}, which is not in {folders[0]}: copy the folder {SIDE_FOLDER} of its run "
+        "there, or start a new run from its weights with --model.init_args.weights"
+    )
+
+
 def _replace_whole(save: Any, trainer: Trainer, filepath: str) -> None:
-    """Write beside the old file and then take its name, so that a crash or a full disk leaves the old one intact."""
-    part = f"{filepath}.part"
+    """Write beside the old file and then take its name, so that a crash or a full disk leaves the old one intact.
+
+    Side files that the old one alone named are then removed.
+    """
+    part, file = f"{filepath}.part", Path(filepath)
     save(trainer, part)
     if trainer.is_global_zero:
+        no_longer = _side_files(file)
         os.replace(part, filepath)
+        if no_longer:
+            needed = set().union(*(_side_files(other) for other in file.parent.glob("*.ckpt")))
+            for name in no_longer - needed:
+                (Path(trainer.default_root_dir) / SIDE_FOLDER / name).unlink(missing_ok=True)
+
+
+def _side_files(checkpoint: Path) -> set[str]:
+    if not checkpoint.is_file():
+        return set()
+    return set(torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True).get(SIDE_FILES, ()))

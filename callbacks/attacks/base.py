@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from ...functional import losses
 from ...functional.geometry import NORMS, Norm, size
+from ...functional.gradients import refuse_compiled
 from ..evaluation import RobustEvaluation
 from ..outcome import EvaluationAttack
 from .best import Best
@@ -152,6 +153,8 @@ class Attack(EvaluationAttack):
         rank: int = 0,
         careful: bool = True,
         progress: Progress | None = None,
+        start: Tensor | None = None,
+        keep_graph: bool = False,
     ) -> Attacked:
         """Attack, and also say what was spent on the way.
 
@@ -167,12 +170,17 @@ class Attack(EvaluationAttack):
             careful: look at values now. False puts that off to :meth:`raise_if_violated`, so that a GPU need not wait, and
                 leaves out labels and softmax, which a method looks at on its first batch.
             progress: keeps finished parts of a long attack and shows how far it is.
+            start: where to begin instead of at the attack's own start, pixels (B, C, H, W) that may lie outside of the box.
+            keep_graph: return the logits at the start with their graph, weights included, so that a training loss can use
+                the same forward pass. A compiled network is refused.
         """
         check_shapes(x, y)
         radius = self.eps if eps is None else check_eps(eps, self.norm)
         if isinstance(radius, Tensor):
             radius = per_sample_eps(radius, x)
-        with prepared(model, self.bn_mode):
+        if keep_graph:
+            refuse_compiled(model)
+        with prepared(model, self.bn_mode, frozen=not keep_graph):
             # Inference tensors cannot be saved for backward, and bf16 arithmetic steps out of the ball.
             wide = torch.promote_types(x.dtype, torch.float32)
             clean = x.detach().to(wide, copy=True)
@@ -189,6 +197,9 @@ class Attack(EvaluationAttack):
                 targeted=self.targeted,
                 progress=progress,
             )
+            if start is not None:
+                problem.given_start = start.detach().to(wide)
+            problem.ledger.keep_graph = keep_graph
             self._verify("input", outside_box(clean), careful, clean)
             problem.objective = self._objective(problem, objective)
             x_adv = self.attempt(problem)

@@ -50,4 +50,5 @@ class FGSM(Attack):
     def perturb(self, problem: Problem, x: Tensor, y: Tensor) -> Tensor:
         start = problem.random_start(self.random_start)
         step = problem.eps if self.step_size is None else self.step_size
-        return problem.project(start + step * problem.steepest(problem.gradient(start)))
+        gradient = problem.gradient(start.clamp(0.0, 1.0))  # a given start may lie outside of the box
+        return problem.project(start + step * problem.steepest(gradient))

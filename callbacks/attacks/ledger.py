@@ -70,7 +70,7 @@ class Attacked:
         forward_passes: of each sample.
         backward_passes: of each sample.
         start: the point of the first gradient, (B, C, H, W); None if no gradient was taken.
-        first_logits: logits at ``start``, (B, K), in the attack's ``bn_mode``.
+        first_logits: logits at ``start``, (B, K), in the attack's ``bn_mode``; with their graph where that was to be kept.
         first_gradient: gradient of the objective at ``start``, (B, C, H, W).
         robust: for attacks of several parts: name of the part -> whether each sample stands after it, bool (B,).
         norms: size of the perturbation in the attack's norm (B,).
@@ -107,5 +107,6 @@ class Ledger:
         self.start: Tensor | None = None
         self.first_logits: Tensor | None = None
         self.first_gradient: Tensor | None = None
+        self.keep_graph = False
         self.robust: dict[str, Tensor] = {}
         self.progress = progress

@@ -31,7 +31,7 @@ def _unfrozen_modules(module: nn.Module) -> Iterator[nn.Module]:
 
 
 @contextmanager
-def prepared(model: nn.Module, bn_mode: BNMode) -> Iterator[None]:
+def prepared(model: nn.Module, bn_mode: BNMode, frozen: bool = True) -> Iterator[None]:
     """Gradients on, inference mode off, parameters frozen, modes as ``bn_mode`` says; afterwards all as it was.
 
     Args:
@@ -40,6 +40,7 @@ def prepared(model: nn.Module, bn_mode: BNMode) -> Iterator[None]:
             that the attack's passes move BatchNorm's running statistics (Rice 2020, Fast-AT). ``train_no_track`` does
             the same and leaves the statistics alone (Wang 2023). In both, dropout draws from the global random stream,
             as it does in training. Published codes differ; see the method's paper.
+        frozen: False leaves the parameters as they are, for a pass that a training loss will use, too.
     """
     with ExitStack() as undo:
         # First, since what is cloned below in inference mode could not be written to.
@@ -55,7 +56,8 @@ def prepared(model: nn.Module, bn_mode: BNMode) -> Iterator[None]:
                 module.training = True
             if bn_mode == "train_no_track":
                 undo.enter_context(untracked(unfrozen))
-        undo.enter_context(_parameters_frozen(model))
+        if frozen:
+            undo.enter_context(_parameters_frozen(model))
         yield
 
 

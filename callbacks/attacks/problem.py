@@ -90,6 +90,7 @@ class Problem:
         self.eps, self.norm, self.objective = eps, norm, objective
         self.draws, self.dtype, self.careful, self.targeted = draws, dtype, careful, targeted
         self.ids: Tensor | None = None
+        self.given_start: Tensor | None = None
         # What fits into memory: attacks that look at samples from several places at once cut them so. Kept by rows().
         self.rows_at_once = len(x)
         self.ledger = Ledger(len(x), x.device, progress or Progress())
@@ -111,13 +112,15 @@ class Problem:
             objective: maps the logits (nB, K) to one value each, (nB,); None takes the problem's own.
         """
         times = self._times(x_adv)
-        gradient, logits = input_gradient(self._forward, x_adv, objective or self.objective.copies(times))
+        kept = self.ledger.keep_graph and self.ledger.start is None and self.ids is None and times == 1
+        objective = objective or self.objective.copies(times)
+        gradient, logits = input_gradient(self._forward, x_adv, objective, keep_graph=kept)
         self.ledger.backwards.add(times, self.ids)
         # The sign of NaN is 0, so a broken network would look robust.
         self.ledger.bad_gradient |= ~gradient.isfinite().all()
         if self.ledger.start is None and self.ids is None and times == 1:
             self.ledger.start, self.ledger.first_logits, self.ledger.first_gradient = x_adv.detach(), logits, gradient
-        return gradient, logits
+        return gradient, logits.detach()
 
     def jacobian(self, x_adv: Tensor, classes: Tensor) -> tuple[Tensor, Tensor]:
         """Gradients of the logits ``classes`` (B, k), as (B, k, C, H, W), and all logits (B, K).
@@ -158,8 +161,10 @@ class Problem:
         (``bernoulli``) x plus or minus eps / 2 in each entry.
 
         linf: uniform in the ball. l2 and l1: a random direction times U(0, 1) * eps, the direction Gaussian for l2 and
-        Laplacian for l1.
+        Laplacian for l1. Where the caller named a start, that one: it may lie outside of the box.
         """
+        if self.given_start is not None:
+            return self.given_start
         if not kind:
             return self.x
         if kind == "normal":
@@ -185,6 +190,7 @@ class Problem:
         part = copy(self)
         part.x, part.y, part.objective = self.x[rows], self.y[rows], self.objective.rows(rows)
         part.eps = self.eps[rows] if isinstance(self.eps, Tensor) and self.eps.dim() else self.eps
+        part.given_start = None if self.given_start is None else self.given_start[rows]
         part.draws = draws or self.draws.rows(rows)
         part.ids = rows if self.ids is None else self.ids[rows]
         part.careful = False

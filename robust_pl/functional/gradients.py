@@ -14,12 +14,27 @@ def compiled_parts(model: nn.Module) -> list[str]:
     return [name or "the network" for name, m in named if hasattr(m, "_orig_mod") or m._compiled_call_impl is not None]
 
 
+def refuse_compiled(model: nn.Module) -> None:
+    """Refuse a network that is compiled where one forward pass is to be differentiated twice.
+
+    Raises:
+        ValueError: naming what is compiled.
+    """
+    compiled = compiled_parts(model)
+    if compiled:
+        raise ValueError(
+            f"{compiled[0]} is compiled, and a compiled network cannot be differentiated twice: "
+            "switch torch.compile off for methods that need double backward, or use a forward pass again"
+        )
+
+
 def input_gradient(
     model: Callable[[Tensor], Tensor],
     x: Tensor,
     objective: Callable[[Tensor], Tensor],
     *,
     create_graph: bool = False,
+    keep_graph: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """Gradient of ``objective(model(x)).sum()`` with respect to ``x`` alone: one forward and one backward pass.
 
@@ -30,22 +45,20 @@ def input_gradient(
         x: pixels (B, C, H, W).
         objective: maps logits (B, K) to one value a sample, (B,).
         create_graph: keep the graph, so that the gradient can itself be differentiated (GradAlign, say).
+        keep_graph: keep that of the logits, so that a loss can use the same forward pass.
 
     Returns:
-        The gradient (B, C, H, W) in the dtype of ``x``, and the logits (B, K), detached unless ``create_graph``.
+        The gradient (B, C, H, W) in the dtype of ``x``, and the logits (B, K), detached unless a graph is kept.
 
     Raises:
-        ValueError: if ``create_graph`` is asked of a compiled network, which cannot be differentiated twice.
+        ValueError: if a graph is kept of a compiled network, which cannot be differentiated twice.
     """
-    if create_graph and isinstance(model, nn.Module):
-        compiled = compiled_parts(model)
-        if compiled:
-            raise ValueError(
-                f"{compiled[0]} is compiled, and a compiled network cannot be differentiated twice: "
-                "switch torch.compile off for methods that need double backward"
-            )
+    if (create_graph or keep_graph) and isinstance(model, nn.Module):
+        refuse_compiled(model)
     x = x.detach().requires_grad_()
     with torch.enable_grad():
         logits = model(x)
-        (gradient,) = torch.autograd.grad(objective(logits).sum(), x, create_graph=create_graph)
-    return gradient, logits if create_graph else logits.detach()
+        (gradient,) = torch.autograd.grad(
+            objective(logits).sum(), x, retain_graph=create_graph or keep_graph, create_graph=create_graph
+        )
+    return gradient, logits if create_graph or keep_graph else logits.detach()

@@ -130,8 +130,13 @@ class Method(LightningModule, ABC):
             return example
         return replace(example, x_adv=self.run_attack(example, eps).x_adv.to(example.x.dtype))
 
-    def run_attack(self, example: Example, eps: Tensor | None = None) -> Attacked:
-        """One call of the training attack, with all that it found on its way; for a :meth:`craft` that needs more of it."""
+    def run_attack(
+        self, example: Example, eps: Tensor | None = None, start: Tensor | None = None, keep_graph: bool = False
+    ) -> Attacked:
+        """One call of the training attack, with all that it found on its way; for a :meth:`craft` that needs more of it.
+
+        ``start`` and ``keep_graph`` are those of :meth:`Attack.run`.
+        """
         if self.attack is None:
             raise ValueError(f"{type(self).__name__} needs a training attack: set attack, such as FGSM or PGD")
         return self.attack.run(
@@ -142,6 +147,8 @@ class Method(LightningModule, ABC):
             objective=self.attack_objective(example) if self.attack.objective is None else None,
             rank=self.global_rank,
             careful=example.x.device.type == "cpu",
+            start=start,
+            keep_graph=keep_graph,
         )
 
     def clean(self, batch: tuple[Tensor, ...]) -> Example:
