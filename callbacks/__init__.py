@@ -52,8 +52,10 @@ __getattr__, __dir__, __all__ = attach(
         "TIM": "attacks.tim",
         "TransferEvaluation": "attacks.transfer",
         "UAP": "attacks.uap",
+        "UnanimousFGSM": "attacks.unanimous_fgsm",
         "VMIM": "attacks.vmim",
         "VNIM": "attacks.vnim",
+        "ZeroedFGSM": "attacks.zeroed_fgsm",
         "WeightTrajectory": "weights.trajectory",
     },
 )

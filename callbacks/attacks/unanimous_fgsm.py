@@ -43,7 +43,9 @@ class UnanimousFGSM(Attack):
         super().__init__(eps, random_start=True, objective=objective, bn_mode=bn_mode, seed=seed)
         check_count("starts", starts)
         if agree is not None and not starts < 2 * agree <= 2 * starts:
-            raise ValueError(f"agree={agree} is how many of {starts} signs are the same: choose more than half, or null for all")
+            raise ValueError(
+                f"agree={agree} is how many of {starts} signs are the same: choose more than half, or null for all"
+            )
         self.starts, self.agree = starts, agree
 
     def perturb(self, problem: Problem, x: Tensor, y: Tensor) -> Tensor:
