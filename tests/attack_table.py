@@ -24,6 +24,7 @@ from robust_pl.callbacks import (
     VMIM,
     VNIM,
     Bandits,
+    CRAttack,
     CWLinf,
     DeepFool,
     DiverseInputs,
@@ -36,6 +37,8 @@ from robust_pl.callbacks import (
     SimBA,
     Smoothing,
     Square,
+    UnanimousFGSM,
+    ZeroedFGSM,
 )
 
 
@@ -68,6 +71,7 @@ ATTACKS = [
     ("apgd_l1_largereps", partial(APGD, 6.0, norm="l1", steps=10, use_largereps=True, eot_iter=2)),
     ("bim", partial(BIM, 0.1, steps=3)),
     ("bim_l2_best", partial(BIM, 1.0, 0.4, steps=4, norm="l2", keep="best")),
+    ("cr", partial(CRAttack, 0.1, steps=12, cycle=6, rounds=2)),
     ("cw_linf", partial(CWLinf, 0.1, steps=3)),
     ("cw_linf_targeted", partial(CWLinf, 0.2, steps=5, kappa=1.0, targeted=True, restarts=2)),
     ("cw_l2", partial(CWL2, 3.0, steps=60, step_size=0.2, binary_search_steps=2, initial_const=1.0)),
@@ -97,9 +101,11 @@ ATTACKS = [
     ("nim_l2_best", partial(NIM, 1.0, steps=3, norm="l2", keep="best")),
     ("sim", partial(SIM, 0.1, steps=3, copies=3)),
     ("tim", partial(TIM, 0.1, steps=3, kernel_size=3)),
+    ("unanimous_fgsm", partial(UnanimousFGSM, 0.1, agree=2, bn_mode="eval")),
     ("vmim", partial(VMIM, 0.1, steps=3, neighbours=7)),
     ("vmim_l2", partial(VMIM, 1.0, steps=3, norm="l2", neighbours=3)),
     ("vnim", partial(VNIM, 0.1, steps=3, neighbours=3)),
+    ("zeroed_fgsm", partial(ZeroedFGSM, 0.1, bn_mode="eval")),
     ("pgd_best", partial(PGD, 0.1, steps=3, keep="best")),
     ("fab", partial(FAB, 0.4, steps=10, n_targets=None)),
     ("fab_t_l2", partial(FAB, 2.0, norm="l2", steps=10, n_targets=1)),

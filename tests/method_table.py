@@ -9,14 +9,17 @@ from typing import Any
 
 import torch
 
-from robust_pl.callbacks import FGSM, PGD, NoisyFGSM
+from robust_pl.callbacks import FGSM, PGD, NoisyFGSM, UnanimousFGSM, ZeroedFGSM
 from robust_pl.functional.criticality import Criticality
 from robust_pl.methods import (
+    AAER,
     ABSLD,
     AFA,
     ARD,
     AWMTARD,
     BMTARD,
+    ELLE,
+    ELLEA,
     FGSMAT,
     FGSMLAW,
     FR,
@@ -44,6 +47,7 @@ from robust_pl.methods import (
     LearnedSoup,
     MEHLSoup,
     Method,
+    MultiGrad,
     PeerAiD,
     PubDef,
     RiFT,
@@ -51,6 +55,7 @@ from robust_pl.methods import (
     StandardTraining,
     SubspaceAT,
     UniformSoup,
+    ZeroGrad,
 )
 from robust_pl.nets import AdaptiveDualNet, AWNet, MixedClassifier, MoESmallCNN, SmallCNN, TrainedNet
 
@@ -106,6 +111,11 @@ METHODS: dict[str, Case] = {
     "FastAT": Case(lambda optimizer, _: FastAT(net(), optimizer=optimizer)),
     "FGSMAT": Case(lambda optimizer, _: FGSMAT(net(), optimizer=optimizer)),
     "NFGSM": Case(lambda optimizer, _: NFGSM(net(), NoisyFGSM(EPS), optimizer)),
+    "ZeroGrad": Case(lambda optimizer, _: ZeroGrad(net(), ZeroedFGSM(EPS), optimizer)),
+    "MultiGrad": Case(lambda optimizer, _: MultiGrad(net(), UnanimousFGSM(EPS), optimizer)),
+    "AAER": Case(lambda optimizer, _: AAER(net(), NoisyFGSM(EPS), optimizer=optimizer)),
+    "ELLE": Case(lambda optimizer, _: ELLE(net(), FGSM(EPS, bn_mode="train"), lmbda=1.0, optimizer=optimizer)),
+    "ELLEA": Case(lambda optimizer, _: ELLEA(net(), FGSM(EPS, bn_mode="train"), sensitivity=0.0, optimizer=optimizer)),
     "GradAlign": Case(lambda optimizer, _: GradAlign(net(), FGSM(EPS, bn_mode="train"), optimizer=optimizer)),
     "FGSMLAW": Case(lambda optimizer, _: FGSMLAW(net(), optimizer=optimizer)),
     "FGSMLAW, start": Case(lambda optimizer, _: FGSMLAW(net(), reference="start", optimizer=optimizer)),

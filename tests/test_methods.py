@@ -20,8 +20,11 @@ from robust_pl.data import DigitsDataModule
 from robust_pl.functional.gradients import input_gradient
 from robust_pl.functional.losses import kl_divergence
 from robust_pl.methods import (
+    AAER,
     ABSLD,
     BMTARD,
+    ELLE,
+    ELLEA,
     FGSMAT,
     FGSMLAW,
     FR,
@@ -39,11 +42,13 @@ from robust_pl.methods import (
     FreeAT,
     GradAlign,
     Method,
+    MultiGrad,
     MultiStep,
     OneCycle,
     PeerAiD,
     StandardTraining,
     TorchSchedule,
+    ZeroGrad,
 )
 from robust_pl.nets import SmallCNN
 
@@ -67,7 +72,7 @@ def loader(n: int = 24, batch_size: int = 8, seed: int = 0) -> DataLoader[Any]:
 
 
 class Counted(nn.Module):
-    """A network that counts its forward passes, and those that will be differentiated by its weights."""
+    """A network that counts its forward passes of eight images, and those that will be differentiated by its weights."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -75,8 +80,9 @@ class Counted(nn.Module):
         self.forwards = self.for_training = 0
 
     def forward(self, x: Tensor) -> Tensor:
-        self.forwards += 1
-        self.for_training += next(self.parameters()).requires_grad and torch.is_grad_enabled()
+        batches = len(x) // 8
+        self.forwards += batches
+        self.for_training += batches * (next(self.parameters()).requires_grad and torch.is_grad_enabled())
         return self.net(x)
 
 
@@ -96,6 +102,11 @@ class Counted(nn.Module):
         (lambda net: FastAT(net, optimizer=sgd), (1, 1), 1),
         (lambda net: NFGSM(net, optimizer=sgd), (1, 1), 1),
         (lambda net: GradAlign(net, optimizer=sgd), (1, 1), 2),
+        (lambda net: ZeroGrad(net, optimizer=sgd), (1, 1), 1),
+        (lambda net: MultiGrad(net, optimizer=sgd), (3, 3), 1),
+        (lambda net: AAER(net, optimizer=sgd), (1, 1), 1),
+        (lambda net: ELLE(net, optimizer=sgd), (1, 1), 4),
+        (lambda net: ELLEA(net, optimizer=sgd), (1, 1), 4),
         (lambda net: FGSMLAW(net, optimizer=sgd), (1, 1), 2),
         (lambda net: FGSMLAW(net, reference="start", optimizer=sgd), (1, 1), 2),
         (lambda net: RSLAD(net, SmallCNN(width=4), optimizer=sgd), (10, 10), 2),
@@ -106,7 +117,7 @@ class Counted(nn.Module):
     ],
     ids=[
         *("StandardTraining", "PGDAT", "TRADES", "FreeAT", "MART", "FR", "FR before its start", "SAR", "PeerAiD"),
-        *("FGSMAT", "FastAT", "NFGSM", "GradAlign", "FGSMLAW", "FGSMLAW, start"),
+        *("FGSMAT", "FastAT", "NFGSM", "GradAlign", "ZeroGrad", "MultiGrad", "AAER", "ELLE", "ELLEA", "FGSMLAW", "FGSMLAW, start"),
         *("RSLAD", "RSLAD with IGDM", "MTARD", "BMTARD", "ABSLD"),
     ],
 )
