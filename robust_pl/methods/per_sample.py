@@ -1,4 +1,4 @@
-"""What a method keeps of each training sample, such as its last perturbation: shared out over processes by the sample's index."""
+"""What a method keeps of each training sample, such as its last perturbation, shared out over processes."""
 
 from __future__ import annotations
 
@@ -109,9 +109,8 @@ class PerSample:
             self._load(trainer, resumed, who)
         self._token = of_all_ranks(self._token or secrets.token_hex(4))[0]
         size = sum(t.numel() * t.element_size() for t in self._rows.values())
-        rank_zero_info(
-            f"{who} keeps {' and '.join(self.columns)} of {samples:,} samples: {size / 2**20:,.0f} MiB on {device} of each process"
-        )
+        kept = " and ".join(self.columns)
+        rank_zero_info(f"{who} keeps {kept} of {samples:,} samples: {size / 2**20:,.0f} MiB on {device} of each process")
 
     def save(self, trainer: Trainer, checkpoint: dict[str, Any]) -> None:
         """Write the files that the checkpoint names; all processes must call this together."""
@@ -136,7 +135,6 @@ class PerSample:
 
     def _load(self, trainer: Trainer, saved: Mapping[str, Any], who: str) -> None:
         self._token = saved["token"]
-        held = len(self._known) - 1
         for name in saved["files"]:
             path = find_side_file(trainer, name)
             try:
@@ -147,7 +145,6 @@ class PerSample:
                     index = torch.arange(len(known)) * about["ranks"] + about["rank"]
                     here = (index % self._ranks == self._rank) & (index < about["samples"])
                     rows = (index[here] // self._ranks).to(self._known.device)
-                    assert not len(rows) or int(rows.max()) < held
                     self._known[rows] = known[here].to(self._known)
                     for column in self.columns:
                         self._rows[column][rows] = file.get_tensor(column)[here].to(self._rows[column])
@@ -166,8 +163,8 @@ class PerSample:
         if differ:
             was, now = ({key: known.get(key) for key in differ} for known in (about, self._identity))
             raise ValueError(
-                f"{path} belongs to the samples of another training set or split ({was}, this run has {now}): resume with the "
-                "data, val_size, val_split and seed of the run, or start a new one from its weights with --model.init_args.weights"
+                f"{path} belongs to another training set or split ({was}, this run has {now}): resume with the data, val_size, "
+                "val_split and seed of the run, or start a new one from its weights with --model.init_args.weights"
             )
 
     # Which rows ------------------------------------------------------------------------------------------------------
