@@ -1,0 +1,25 @@
+"""Distances between the outputs of a batch for two versions of its images; the gradient flows through both."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .losses import wide
+
+
+def nuclear_distance(logits: Tensor, logits_adv: Tensor) -> Tensor:
+    """Nuclear norm of the difference, the sum of the singular values of the matrix (B, K); a scalar.
+
+    It is between the Frobenius norm and sqrt(min(B, K)) times that, so for a given change of each sample it grows with the
+    square root of the batch, and by more where the samples change in different directions. The gradient is U V^T of the
+    singular value decomposition, which is bounded also where singular values are zero or alike. Computed in float32 if in half
+    precision, with autocast off. The decomposition makes a GPU wait.
+    """
+    with torch.autocast(logits.device.type, enabled=False):
+        return torch.linalg.svdvals(wide(logits) - wide(logits_adv)).sum()
+
+
+def softmax_distance(logits: Tensor, logits_adv: Tensor) -> Tensor:
+    """Squared euclidean distance between the softmax outputs of a sample, averaged over the batch; a scalar in [0, 2]."""
+    return (wide(logits).softmax(1) - wide(logits_adv).softmax(1)).square().sum(1).mean()
