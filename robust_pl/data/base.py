@@ -8,7 +8,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Collection
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 from lightning.pytorch import LightningDataModule
@@ -22,16 +22,17 @@ from .images import Images
 from .loaders import EvalLoader, TrainLoader, TrainOrder
 
 _PLAIN = (bool, int, float, str, type(None))
+ValSplit = Literal["random", "last"]
 
 
 class ImageDataModule(LightningDataModule, ABC):
     """Images in batches ``(x, y, index)``; a subclass says where the files are and how a sample is read.
 
     ``x`` is float32 (B, C, H, W) in [0, 1], never normalised; ``y`` int64 (B,); ``index`` int64 (B,), the position in
-    the original training or test set. The validation set is drawn from the training set by ``seed``, not stratified,
-    never from the test set. Order and augmentation are functions of the seed, the epoch and the sample alone: of no
-    global random stream, worker, rank or restart. The loaders share the samples out over ranks themselves, whatever
-    ``Trainer(use_distributed_sampler=...)`` says, and resume in the middle of an epoch.
+    the original training or test set. The validation set is drawn from the training set by ``seed``, not stratified, or is
+    the end of it; it is never from the test set. Order and augmentation are functions of the seed, the epoch and the sample
+    alone: of no global random stream, worker, rank or restart. The loaders share the samples out over ranks themselves,
+    whatever ``Trainer(use_distributed_sampler=...)`` says, and resume in the middle of an epoch.
 
     A subclass defines ``class_names``, ``image_shape``, ``load_train`` and ``load_test``.
 
@@ -45,6 +46,8 @@ class ImageDataModule(LightningDataModule, ABC):
         augment: whether training samples get the set's usual augmentation; or a list of augmentations instead, such as
             :class:`robust_pl.data.CutMix`, which work on whole batches on the training device, one after the other.
         drop_last: leave out the last incomplete training step of an epoch.
+        val_split: which samples are held out for validation: ``random`` ones, drawn by ``seed``, or the ``last`` ones of the
+            training set, whatever the seed. The last ones of a set that is sorted by class are those of few classes.
 
     Raises:
         ValueError: if an argument is out of range.
@@ -63,6 +66,7 @@ class ImageDataModule(LightningDataModule, ABC):
         seed: int = 0,
         augment: bool | list[Augmentation] = True,
         drop_last: bool = True,
+        val_split: ValSplit = "random",
     ) -> None:
         super().__init__()
         live: list[str] = []
@@ -77,7 +81,7 @@ class ImageDataModule(LightningDataModule, ABC):
         self.batch_size = batch_size
         self.eval_batch_size = batch_size if eval_batch_size is None else eval_batch_size
         self.num_workers, self.val_size, self.seed = num_workers, val_size, seed
-        self.augment, self.drop_last = augment, drop_last
+        self.augment, self.drop_last, self.val_split = augment, drop_last, val_split
         self._train_loader: TrainLoader | None = None
         self._left_out: dict[str, Any] = {}
         self._resumed: dict[str, Any] | None = None
@@ -88,6 +92,8 @@ class ImageDataModule(LightningDataModule, ABC):
             raise TypeError(f"augment={augment!r} must be true, false, or a list of augmentations such as CropAndFlip")
         if val_size < 0 or (isinstance(val_size, float) and val_size >= 1):
             raise ValueError(f"val_size must be a fraction in [0, 1) or a whole number of samples, not {val_size}")
+        if val_split not in get_args(ValSplit):
+            raise ValueError(f"val_split={val_split!r} is unknown: choose one of {', '.join(get_args(ValSplit))}")
 
     @abstractmethod
     def load_train(self) -> Images:
@@ -120,8 +126,15 @@ class ImageDataModule(LightningDataModule, ABC):
         n_val = self.val_size if isinstance(self.val_size, int) else round(self.val_size * n)
         if n_val >= n:
             raise ValueError(f"val_size={self.val_size} leaves nothing to train on: the training set has {n} samples")
-        order = permutation(n, self.seed, SPLIT)
-        return order[n_val:].sort().values, order[:n_val].sort().values
+        return self.divide(torch.arange(n), n_val, SPLIT)
+
+    def divide(self, index: Tensor, count: int, *parts: int) -> tuple[Tensor, Tensor]:
+        """Ascending positions without ``count`` of them, and those: drawn by (seed, parts), or the last; int64 (N,) each."""
+        kept = len(index) - count
+        if self.val_split == "last":
+            return index[:kept], index[kept:]
+        order = index[permutation(len(index), self.seed, *parts)]
+        return order[count:].sort().values, order[:count].sort().values
 
     def setup(self, stage: str) -> None:
         """Read the sets that the stage needs, so that a missing file is reported before anything runs."""

@@ -10,7 +10,7 @@ import torch
 
 from .augment import crop_and_flip
 from .augmentations import Augmentation
-from .base import ImageDataModule
+from .base import ImageDataModule, ValSplit
 from .download import download_and_extract
 from .images import ImagesInMemory
 from .safe_pickle import load_arrays
@@ -43,6 +43,7 @@ class CIFAR10DataModule(ImageDataModule):
         augment: whether training samples are augmented so; or a list of augmentations instead, see :class:`ImageDataModule`.
         drop_last: leave out the last incomplete training step of an epoch.
         download: fetch the files (163 MiB) from their author's page if they are missing.
+        val_split: ``random`` validation samples, drawn by ``seed``, or the ``last`` ones of the training set.
 
     Raises:
         FileNotFoundError: if the files are missing.
@@ -70,8 +71,9 @@ class CIFAR10DataModule(ImageDataModule):
         augment: bool | list[Augmentation] = True,
         drop_last: bool = True,
         download: bool = False,
+        val_split: ValSplit = "random",
     ) -> None:
-        super().__init__(data_dir, batch_size, eval_batch_size, num_workers, val_size, seed, augment, drop_last)
+        super().__init__(data_dir, batch_size, eval_batch_size, num_workers, val_size, seed, augment, drop_last, val_split)
         self.download = download
 
     def prepare_data(self) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from .augment import shift_by_one
 from .augmentations import Augmentation
-from .base import ImageDataModule
+from .base import ImageDataModule, ValSplit
 from .images import ImagesInMemory
 
 _TEST_SIZE, _TEST_SEED, _FOLDS = 360, 0, 5
@@ -36,6 +36,7 @@ class DigitsDataModule(ImageDataModule):
         drop_last: leave out the last incomplete training step of an epoch.
         fold: 0 to 4: test on that fifth of all digits, stratified by class and the same for every ``seed``, and train and
             validate on the rest. None takes the split above.
+        val_split: ``random`` validation samples, drawn by ``seed``, or the ``last`` ones of the digits that are no test set.
 
     Raises:
         ValueError: if an argument is out of range.
@@ -55,8 +56,9 @@ class DigitsDataModule(ImageDataModule):
         augment: bool | list[Augmentation] = False,
         drop_last: bool = True,
         fold: int | None = None,
+        val_split: ValSplit = "random",
     ) -> None:
-        super().__init__(data_dir, batch_size, eval_batch_size, num_workers, val_size, seed, augment, drop_last)
+        super().__init__(data_dir, batch_size, eval_batch_size, num_workers, val_size, seed, augment, drop_last, val_split)
         if fold is not None and (type(fold) is not int or not 0 <= fold < _FOLDS):
             raise ValueError(f"fold must be one of 0 to {_FOLDS - 1}, or null for the usual split, not {fold!r}")
         self.fold = fold

@@ -61,6 +61,7 @@ class ExtraDataMixture(ImageDataModule):
             data.seed if seed is None else seed,
             data.augment,
             data.drop_last,
+            data.val_split,
         )
         if not 0 <= fraction <= 1:
             raise ValueError(f"fraction={fraction} is a share of generated samples: choose from [0, 1]")

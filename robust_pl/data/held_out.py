@@ -6,8 +6,8 @@ from functools import cached_property
 
 from torch import Tensor
 
-from .base import ImageDataModule
-from .hashing import SPLIT, permutation
+from .base import ImageDataModule, ValSplit
+from .hashing import SPLIT
 from .images import Images
 
 
@@ -20,7 +20,7 @@ class HeldOut(ImageDataModule):
     least one batch of ``batch_size`` samples.
 
     Args:
-        data: what the earlier run was fitted on, with the same ``val_size``.
+        data: what the earlier run was fitted on, with the same ``val_size`` and ``val_split``.
         batch_size: samples a step and a process; None takes that of ``data``.
         eval_batch_size: samples a batch of validation and test; None takes that of ``data``.
         num_workers: processes that read ahead.
@@ -28,6 +28,7 @@ class HeldOut(ImageDataModule):
         seed: of the split, the order and the augmentation, here and in ``data``.
         augment: whether the samples that are learned from are augmented; None does as ``data``.
         drop_last: leave out the last incomplete step of an epoch.
+        val_split: which of the held-out samples to select by: ``random`` ones, drawn by ``seed``, or the ``last``.
 
     Raises:
         ValueError: if ``data`` holds nothing out, or an argument is out of range.
@@ -43,11 +44,13 @@ class HeldOut(ImageDataModule):
         seed: int = 0,
         augment: bool | None = None,
         drop_last: bool = True,
+        val_split: ValSplit = "random",
     ) -> None:
         batch_size = data.batch_size if batch_size is None else batch_size
         eval_batch_size = data.eval_batch_size if eval_batch_size is None else eval_batch_size
         augment = data.augment if augment is None else augment
-        super().__init__(str(data.data_dir), batch_size, eval_batch_size, num_workers, val_size, seed, augment, drop_last)
+        folder = str(data.data_dir)
+        super().__init__(folder, batch_size, eval_batch_size, num_workers, val_size, seed, augment, drop_last, val_split)
         self.hparams.pop("data", None)  # a live object must not go into checkpoints
         self.data = data
         data.seed = seed
@@ -80,5 +83,4 @@ class HeldOut(ImageDataModule):
         count = self.val_size if isinstance(self.val_size, int) else round(self.val_size * len(held))
         if count >= len(held):
             raise ValueError(f"val_size={self.val_size} leaves nothing to learn from: {len(held)} samples are held out")
-        order = held[permutation(len(held), self.seed, SPLIT, 1)]
-        return order[count:].sort().values, order[:count].sort().values
+        return self.divide(held, count, SPLIT, 1)

@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from .augmentations import Augmentation
-from .base import ImageDataModule
+from .base import ImageDataModule, ValSplit
 from .hashing import uniform
 from .images import Images
 
@@ -40,6 +40,8 @@ class ImageFolderDataModule(ImageDataModule):
         drop_last: leave out the last incomplete training step of an epoch.
         image_size: height and width that the network sees.
         resize: length of the shorter side before the crop in the middle.
+        val_split: ``random`` validation samples, drawn by ``seed``, or the ``last`` ones of ``train/``, which are those of the
+            last classes alone.
 
     Raises:
         FileNotFoundError: if a folder is missing or holds no images.
@@ -58,8 +60,9 @@ class ImageFolderDataModule(ImageDataModule):
         drop_last: bool = True,
         image_size: int = 224,
         resize: int = 256,
+        val_split: ValSplit = "random",
     ) -> None:
-        super().__init__(data_dir, batch_size, eval_batch_size, num_workers, val_size, seed, augment, drop_last)
+        super().__init__(data_dir, batch_size, eval_batch_size, num_workers, val_size, seed, augment, drop_last, val_split)
         if not 1 <= image_size <= resize:
             raise ValueError(f"image_size={image_size} must be at least 1 and at most resize={resize}")
         self.image_shape = (3, image_size, image_size)

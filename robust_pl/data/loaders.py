@@ -7,13 +7,14 @@ own sampler, which would repeat samples and lose the position in the epoch.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from .hashing import AUGMENT, ORDER, hash_keys, permutation
+from .hashing import AUGMENT, ORDER, SPLIT, hash_keys, permutation
 from .images import Images
 
 Batch = tuple[Tensor, Tensor, Tensor]
@@ -95,6 +96,11 @@ class TrainOrder:
         """What an order must have in common with another one to go on where that stopped."""
         return [self.seed, len(self.index), self.step]
 
+    @cached_property
+    def samples(self) -> int:
+        """A number that tells the set of training samples from others of its size."""
+        return int(hash_keys(SPLIT, self.index).sum())
+
     def set_epoch(self, epoch: int) -> None:
         self.epoch = 0 if self.fixed else epoch
 
@@ -166,12 +172,18 @@ class TrainLoader:
                 f" {tuple(state['plan'])} and cannot resume with {tuple(self.sampler.plan)}: use the same batch_size,"
                 " processes, val_size and seed, or a checkpoint from an epoch's end"
             )
+        if state.get("samples", self.sampler.samples) != self.sampler.samples:  # older checkpoints do not say
+            raise ValueError(
+                "a checkpoint from the middle of an epoch was saved in a run that held other samples out, and cannot resume: "
+                "use the same val_split and val_size, or a checkpoint from an epoch's end"
+            )
         # A checkpoint saved while an exception is handled counts a batch that was handed out but not trained on.
         return state["batches"] if completed is None else min(state["batches"], completed)
 
     def state_dict(self) -> dict[str, Any]:
         """Epoch and number of batches handed out: what workers have read ahead does not count."""
-        return {"epoch": self._epoch, "batches": self._handed_out, "plan": self.sampler.plan}
+        order = self.sampler
+        return {"epoch": self._epoch, "batches": self._handed_out, "plan": order.plan, "samples": order.samples}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._resumed = dict(state)
