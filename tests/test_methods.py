@@ -117,7 +117,8 @@ class Counted(nn.Module):
     ],
     ids=[
         *("StandardTraining", "PGDAT", "TRADES", "FreeAT", "MART", "FR", "FR before its start", "SAR", "PeerAiD"),
-        *("FGSMAT", "FastAT", "NFGSM", "GradAlign", "ZeroGrad", "MultiGrad", "AAER", "ELLE", "ELLEA", "FGSMLAW", "FGSMLAW, start"),
+        *("FGSMAT", "FastAT", "NFGSM", "GradAlign"),
+        *("ZeroGrad", "MultiGrad", "AAER", "ELLE", "ELLEA", "FGSMLAW", "FGSMLAW, start"),
         *("RSLAD", "RSLAD with IGDM", "MTARD", "BMTARD", "ABSLD"),
     ],
 )
