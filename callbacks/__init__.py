@@ -17,6 +17,7 @@ __getattr__, __dir__, __all__ = attach(
         "AutoAttack": "attacks.autoattack",
         "BIM": "attacks.bim",
         "Bandits": "attacks.bandits",
+        "CRAttack": "attacks.cr",
         "CWL2": "attacks.cw_l2",
         "CWLinf": "attacks.cw_linf",
         "CatastrophicOverfitting": "monitors.catastrophic_overfitting",
