@@ -28,6 +28,7 @@ from robust_pl.methods import (
     FGSMAT,
     FGSMLAW,
     FR,
+    GAT,
     IGDM,
     MART,
     MTARD,
@@ -35,6 +36,7 @@ from robust_pl.methods import (
     PGDAT,
     RSLAD,
     SAR,
+    SSAT,
     TRADES,
     Cosine,
     Example,
@@ -44,6 +46,7 @@ from robust_pl.methods import (
     Method,
     MultiGrad,
     MultiStep,
+    NuAT,
     OneCycle,
     PeerAiD,
     StandardTraining,
@@ -107,6 +110,9 @@ class Counted(nn.Module):
         (lambda net: AAER(net, optimizer=sgd), (1, 1), 1),
         (lambda net: ELLE(net, optimizer=sgd), (1, 1), 4),
         (lambda net: ELLEA(net, optimizer=sgd), (1, 1), 4),
+        (lambda net: SSAT(net, optimizer=sgd), (3, 1), 1),
+        (lambda net: NuAT(net, optimizer=sgd), (4 / 3, 1), 2),  # one of three batches is guided
+        (lambda net: GAT(net, optimizer=sgd), (4 / 3, 1), 2),
         (lambda net: FGSMLAW(net, optimizer=sgd), (1, 1), 2),
         (lambda net: FGSMLAW(net, reference="start", optimizer=sgd), (1, 1), 2),
         (lambda net: RSLAD(net, SmallCNN(width=4), optimizer=sgd), (10, 10), 2),
@@ -118,12 +124,12 @@ class Counted(nn.Module):
     ids=[
         *("StandardTraining", "PGDAT", "TRADES", "FreeAT", "MART", "FR", "FR before its start", "SAR", "PeerAiD"),
         *("FGSMAT", "FastAT", "NFGSM", "GradAlign"),
-        *("ZeroGrad", "MultiGrad", "AAER", "ELLE", "ELLEA", "FGSMLAW", "FGSMLAW, start"),
+        *("ZeroGrad", "MultiGrad", "AAER", "ELLE", "ELLEA", "SSAT", "NuAT", "GAT", "FGSMLAW", "FGSMLAW, start"),
         *("RSLAD", "RSLAD with IGDM", "MTARD", "BMTARD", "ABSLD"),
     ],
 )
 def test_a_step_costs_what_its_docstring_says(
-    build: Callable[[nn.Module], Method], attack_passes: tuple[int, int], training_passes: int
+    build: Callable[[nn.Module], Method], attack_passes: tuple[float, float], training_passes: int
 ) -> None:
     net = Counted()
     method = build(net)
