@@ -12,12 +12,12 @@ from rich.console import Console
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
-from ..metrics.scoreboard import Row
+from ..metrics.scoreboard import Row, best_of
 from ..nets.averages import Average, averages_in
 from .gates import refuse_cut_gates
 from .outcome import EvaluationAttack, Outcome, check_index, check_names
-from .track import Track, twins
-from .weights.averaging import begun_averages
+from .track import Track, log_rows, twins
+from .weights.averaging import MAX, WeightAverage, begun_averages
 
 
 class RobustEvaluation(Callback):
@@ -31,7 +31,13 @@ class RobustEvaluation(Callback):
     runs, see :func:`robust_pl.callbacks.gates.refuse_cut_gates`.
 
     Averaged weights (:class:`EMA`, :class:`SWA`) that there are in the training, or in the checkpoint that is evaluated, are
-    measured beside the raw ones, which costs the same once more for each.
+    measured beside the raw ones, which costs the same once more for each. Where there is an average among the trainer's
+    callbacks, begun or not, validation also logs ``val_max/...``: of ``acc``, ``worst_class``, ``worst_tenth`` and ``fair``,
+    the higher figure of the raw weights and all averages. ``--run.monitor val_max/acc_pgd10`` thus keeps the best of raw and
+    averaged weights over all epochs, as the FastAT benchmark chooses (Pan and Yao 2026, arXiv 2604.22853), but for epochs that
+    are equal: the first of them counts, there the one of higher clean accuracy. ``best.ckpt`` holds both kinds of weights;
+    which of them had the figure is told by ``val/acc_pgd10`` and ``val_ema/acc_pgd10`` of its epoch in ``metrics.csv`` (raw
+    ones where they are equal).
 
     Logged as ``val/...`` and ``test/...``, or for an average ``val_ema/...`` and ``test_ema/...``: ``acc_clean``,
     ``acc_<attack>``, ``acc_worst`` (right in all of them), and what each attack cost; ``loss`` is the clean cross-entropy. How
@@ -156,6 +162,8 @@ class RobustEvaluation(Callback):
     def _finish(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         for track in self.tracks:
             track.finish(trainer, pl_module, stage)
+        if stage == "validate" and self.averages and any(isinstance(c, WeightAverage) for c in trainer.callbacks):
+            log_rows(pl_module, f"val_{MAX}", best_of(*(track.rows for track in self.tracks)))
 
     def _report(self, trainer: Trainer, stage: str) -> None:
         if trainer.is_global_zero and self.rows:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from copy import copy
 from functools import partial
@@ -153,10 +153,7 @@ class Track:
         if stage != "predict":
             shown = {f"acc_{CLEAN}", f"acc_{WORST}"} if stage == "validate" and self.average is None else set()
             figures = {"loss": self._board.loss.compute().item(), **as_metrics(self.rows)}
-            # The figures are already those of all processes, so nothing is left to synchronise.
-            warnings.filterwarnings("ignore", message=f"It is recommended to use `self.log.'{prefix}/.*sync_dist=True")
-            for key, value in figures.items():
-                pl_module.log(f"{prefix}/{key}", value, prog_bar=key in shown)
+            log_rows(pl_module, prefix, figures, shown)
         if self._store is not None:
             trainer.strategy.barrier()
             if trainer.is_global_zero:
@@ -215,6 +212,20 @@ def twins(attacks: Mapping[str, EvaluationAttack], fitted_here: set[str]) -> dic
             found[name] = copy(attack)
             found[name].fitted = attack.fitted and name not in fitted_here
     return found
+
+
+def log_rows(pl_module: LightningModule, prefix: str, figures: Mapping[str, float], shown: Collection[str] = ()) -> None:
+    """Log figures that are already those of all processes, so that nothing is left to synchronise.
+
+    Args:
+        pl_module: that logs them.
+        prefix: of their names.
+        figures: by name.
+        shown: those that the progress bar shows.
+    """
+    warnings.filterwarnings("ignore", message=f"It is recommended to use `self.log.'{prefix}/.*sync_dist=True")
+    for key, value in figures.items():
+        pl_module.log(f"{prefix}/{key}", value, prog_bar=key in shown)
 
 
 def on_first(trainer: Trainer, do: Callable[[], Any]) -> Any:

@@ -26,7 +26,9 @@ class Run:
         group: of wandb.
         tags: of wandb.
         monitor: metric that chooses ``best.ckpt``, the higher the better; None takes ``val/acc_worst``, or ``val/acc_clean``
-            where nothing attacks in validation. ``val/fair_pgd20`` is accuracy plus that of the worst class under ``pgd20``.
+            where nothing attacks in validation. ``val/fair_pgd20`` is accuracy plus that of the worst class under ``pgd20``;
+            ``val_ema/acc_pgd20`` the accuracy of an average, and ``val_max/acc_pgd20`` the higher one of raw and averaged
+            weights, see :class:`RobustEvaluation`.
         save_every_n_steps: write ``last.ckpt`` also every so many training steps, and not only at the end of every epoch.
     """
 

@@ -226,7 +226,8 @@ class RobustCLI(LightningCLI):
         folder = run.path / "checkpoints"
         names = [attack.name for attack in attacks if "validate" in attack.stages]
         adds = type(self.model).configure_callbacks is not Method.configure_callbacks
-        monitor = choose_monitor(config.run.monitor, names, settings.get("callbacks") or (), adds)
+        own = settings.get("callbacks") or ()
+        monitor = choose_monitor(config.run.monitor, names, own, adds, self.evaluation.averages)
         callbacks: list[Callback] = [BestCheckpoint(folder, monitor), LastCheckpoint(folder)]
         if config.run.save_every_n_steps is not None:
             callbacks.append(LastCheckpoint(folder, config.run.save_every_n_steps))

@@ -16,7 +16,7 @@ from ...nets.averages import Average, tensors_of
 from ...nets.reference import AVERAGES_KEY
 from .recompute import recompute, statistics_of, training_modes
 
-RAW = "raw"
+RAW, MAX = "raw", "max"
 RECOMPUTED = ("method", "clean")
 Buffers = Literal["copy", "average", "method", "clean"]
 
@@ -42,9 +42,10 @@ class WeightAverage(Callback, ABC):
     """
 
     def __init__(self, name: str, buffers: Buffers, batches: int) -> None:
-        if name == RAW or not name.replace("_", "").isalnum():
+        if name in (RAW, MAX) or not name.replace("_", "").isalnum():
             raise ValueError(
-                f"name={name!r} of an average: use letters, digits and _, and not {RAW!r}; it becomes val_<name>/..."
+                f"name={name!r} of an average: use letters, digits and _, and neither {RAW!r} nor {MAX!r}, which is the higher "
+                "figure of all weights; it becomes val_<name>/..."
             )
         if buffers not in get_args(Buffers):
             raise ValueError(f"buffers={buffers!r} is unknown: choose one of {', '.join(get_args(Buffers))}")

@@ -16,6 +16,8 @@ from .accuracy import ClassAccuracy
 from .cost import AttackCost
 
 CLEAN, WORST = "clean", "worst"
+HIGHER_IS_BETTER = ("acc", "worst_class", "worst_tenth", "fair")
+"""Kinds of figures by which a network may be chosen: ``acc_clean``, ``fair_pgd``, ..."""
 
 
 @dataclass(frozen=True)
@@ -149,6 +151,13 @@ def as_metrics(rows: Sequence[Row]) -> dict[str, float]:
             figures[f"backwards_{row.name}"] = row.backwards
             figures[f"seconds_{row.name}"] = row.seconds
     return figures
+
+
+def best_of(*reports: Sequence[Row]) -> dict[str, float]:
+    """The higher one of each figure over several networks, of those that are better the higher."""
+    figures = [as_metrics(rows) for rows in reports]
+    kinds = tuple(f"{kind}_" for kind in HIGHER_IS_BETTER)
+    return {key: max(one[key] for one in figures) for key in figures[0] if key.startswith(kinds)}
 
 
 def by_class(rows: Sequence[Row], class_names: Sequence[str] | None = None) -> dict[str, float]:
