@@ -21,7 +21,10 @@ from robust_pl.methods import (
     ELLE,
     ELLEA,
     FGSMAT,
+    FGSMCUAP,
+    FGSMFUAP,
     FGSMLAW,
+    FGSMUAP,
     FR,
     GAT,
     IAD,
@@ -127,6 +130,11 @@ METHODS: dict[str, Case] = {
     ),
     "FGSMLAW": Case(lambda optimizer, _: FGSMLAW(net(), optimizer=optimizer)),
     "FGSMLAW, start": Case(lambda optimizer, _: FGSMLAW(net(), reference="start", optimizer=optimizer)),
+    "FGSMUAP": Case(lambda optimizer, _: FGSMUAP(net(), FGSM(EPS, bn_mode="train"), uap_eps=1.25 * EPS, optimizer=optimizer)),
+    "FGSMCUAP": Case(lambda optimizer, _: FGSMCUAP(net(), FGSM(EPS, bn_mode="train"), uap_eps=1.25 * EPS, optimizer=optimizer)),
+    "FGSMFUAP": Case(
+        lambda optimizer, _: FGSMFUAP(net(), FGSM(EPS, bn_mode="train"), clusters=4, uap_eps=1.25 * EPS, optimizer=optimizer),
+    ),
     "FR": Case(lambda optimizer, _: FR(net(), PGD(EPS, steps=2), optimizer=optimizer)),
     "SAR": Case(lambda optimizer, _: SAR(net(), PGD(EPS, steps=2), optimizer=optimizer)),
     "AdversarialFineTuning": Case(
