@@ -106,12 +106,18 @@ def _replace_whole(save: Any, trainer: Trainer, filepath: str) -> None:
         no_longer = _side_files(file)
         os.replace(part, filepath)
         if no_longer:
-            needed = set().union(*(_side_files(other) for other in file.parent.glob("*.ckpt")))
-            for name in no_longer - needed:
+            needed = [_side_files(other) for other in file.parent.glob("*.ckpt")]
+            if None in needed:  # nobody knows what an unreadable one needs
+                return
+            for name in no_longer.difference(*needed):
                 (Path(trainer.default_root_dir) / SIDE_FOLDER / name).unlink(missing_ok=True)
 
 
-def _side_files(checkpoint: Path) -> set[str]:
+def _side_files(checkpoint: Path) -> set[str] | None:
+    """Names of the side files of a checkpoint; None if that cannot be read."""
     if not checkpoint.is_file():
         return set()
-    return set(torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True).get(SIDE_FILES, ()))
+    try:
+        return set(torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True).get(SIDE_FILES, ()))
+    except Exception:  # whatever a half-written or foreign file makes torch raise must not end a run that only replaces it
+        return None

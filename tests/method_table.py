@@ -24,6 +24,7 @@ from robust_pl.methods import (
     FGSMCUAP,
     FGSMFUAP,
     FGSMLAW,
+    FGSMPGI,
     FGSMUAP,
     FR,
     GAT,
@@ -128,6 +129,7 @@ METHODS: dict[str, Case] = {
     "SSAT": Case(
         lambda optimizer, _: SSAT(net(), FGSM(EPS, 1.25 * EPS, random_start=True, bn_mode="train"), optimizer=optimizer)
     ),
+    "FGSMPGI": Case(lambda optimizer, _: FGSMPGI(net(), FGSM(EPS, bn_mode="train"), reset_every=1, optimizer=optimizer)),
     "FGSMLAW": Case(lambda optimizer, _: FGSMLAW(net(), optimizer=optimizer)),
     "FGSMLAW, start": Case(lambda optimizer, _: FGSMLAW(net(), reference="start", optimizer=optimizer)),
     "FGSMUAP": Case(lambda optimizer, _: FGSMUAP(net(), FGSM(EPS, bn_mode="train"), uap_eps=1.25 * EPS, optimizer=optimizer)),

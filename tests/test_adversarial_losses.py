@@ -7,6 +7,7 @@ import math
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from robust_pl.functional.losses import frequency_regularization, mart, spectral_distance
@@ -155,5 +156,14 @@ def test_lipschitz_by_hand() -> None:
 def test_relaxed_labels_by_hand() -> None:
     found = relaxed_labels(torch.tensor([1, 0]), 4, 0.7)
     assert found.tolist() == [pytest.approx([0.1, 0.7, 0.1, 0.1]), pytest.approx([0.7, 0.1, 0.1, 0.1])]
+    # 0.7 y + 0.1 (1 - y)
     found = relaxed_labels(tensor([[0.2, 0.5, 0.2, 0.1]]), 4, 0.7, torch.float64)
-    assert found.tolist() == [pytest.approx([0.1, 0.7, 0.1, 0.1], abs=1e-15)]
+    assert found.tolist() == [pytest.approx([0.22, 0.4, 0.22, 0.16], abs=1e-15)]
+
+
+@pytest.mark.parametrize(("classes", "right"), [(10, 0.4), (100, 0.364), (200, 0.362)])
+def test_labels_smoothed_twice_are_those_of_the_public_benchmark(classes: int, right: float) -> None:
+    smoothed = F.one_hot(torch.tensor([3]), classes).double() * 0.6 + 0.4 / classes
+    found = relaxed_labels(smoothed, classes, 0.6, torch.float64)
+    assert found[0, 3].item() == pytest.approx(right, abs=5e-4) and found.sum().item() == pytest.approx(1)
+    assert found[0, :3].tolist() == pytest.approx([(1 - found[0, 3].item()) / (classes - 1)] * 3)

@@ -27,6 +27,7 @@ from robust_pl.methods import (
     ELLEA,
     FGSMAT,
     FGSMLAW,
+    FGSMPGI,
     FR,
     GAT,
     IGDM,
@@ -113,6 +114,7 @@ class Counted(nn.Module):
         (lambda net: SSAT(net, optimizer=sgd), (3, 1), 1),
         (lambda net: NuAT(net, optimizer=sgd), (4 / 3, 1), 2),  # one of three batches is guided
         (lambda net: GAT(net, optimizer=sgd), (4 / 3, 1), 2),
+        (lambda net: FGSMPGI(net, optimizer=sgd), (1, 1, 1), 1),
         (lambda net: FGSMLAW(net, optimizer=sgd), (1, 1), 2),
         (lambda net: FGSMLAW(net, reference="start", optimizer=sgd), (1, 1), 2),
         (lambda net: RSLAD(net, SmallCNN(width=4), optimizer=sgd), (10, 10), 2),
@@ -124,22 +126,26 @@ class Counted(nn.Module):
     ids=[
         *("StandardTraining", "PGDAT", "TRADES", "FreeAT", "MART", "FR", "FR before its start", "SAR", "PeerAiD"),
         *("FGSMAT", "FastAT", "NFGSM", "GradAlign"),
-        *("ZeroGrad", "MultiGrad", "AAER", "ELLE", "ELLEA", "SSAT", "NuAT", "GAT", "FGSMLAW", "FGSMLAW, start"),
+        *("ZeroGrad", "MultiGrad", "AAER", "ELLE", "ELLEA", "SSAT", "NuAT", "GAT"),
+        *("FGSMPGI", "FGSMLAW", "FGSMLAW, start"),
         *("RSLAD", "RSLAD with IGDM", "MTARD", "BMTARD", "ABSLD"),
     ],
 )
 def test_a_step_costs_what_its_docstring_says(
-    build: Callable[[nn.Module], Method], attack_passes: tuple[float, float], training_passes: int
+    build: Callable[[nn.Module], Method], attack_passes: tuple[float, ...], training_passes: int
 ) -> None:
+    """The attack's forward and backward passes, and how many of the former the loss differentiates again."""
+    forwards, backwards, *again = attack_passes
     net = Counted()
     method = build(net)
     method._checked = {True, False}  # the look at the first batch of a run
-    Trainer(max_epochs=1, limit_val_batches=0, **QUIET).fit(method, loader())
-    assert net.forwards == 3 * (attack_passes[0] + training_passes)
-    assert net.for_training == 3 * training_passes
+    indexed = DataLoader(TensorDataset(*loader().dataset.tensors, torch.arange(24)), 8)
+    Trainer(max_epochs=1, limit_val_batches=0, **QUIET).fit(method, indexed)
+    assert net.forwards == 3 * (forwards + training_passes)
+    assert net.for_training == 3 * (training_passes + sum(again))
     if method.attack is not None:
         per_sample = method.attack.forwards / 24, method.attack.backwards / 24
-        assert per_sample == attack_passes
+        assert per_sample == (forwards, backwards)
 
 
 def test_default_attacks() -> None:

@@ -34,6 +34,7 @@ __getattr__, __dir__, __all__ = attach(
         "FGSMLAW": "adversarial.fgsm_law",
         "FGSMAT": "adversarial.fgsm_at",
         "FGSMCUAP": "adversarial.fgsm_cuap",
+        "FGSMPGI": "adversarial.fgsm_pgi",
         "FGSMFUAP": "adversarial.fgsm_fuap",
         "FGSMUAP": "adversarial.fgsm_uap",
         "AFA": "adversarial.afa",

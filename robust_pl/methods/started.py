@@ -60,6 +60,11 @@ def run_from(
     """
     kept = kept and method.attack.bn_mode == "train"
     attacked: Attacked = method.run_attack(example, eps, start, keep_graph=kept)
+    if attacked.first_logits is None:
+        raise ValueError(
+            f"{type(method).__name__} looks at the point at which its attack takes the gradient, and "
+            f"{type(method.attack).__name__} takes none there: choose FGSM or NoisyFGSM"
+        )
     x, y, index = example.x, example.y, example.index
     return StartedExample(
         x,
