@@ -1,4 +1,4 @@
-"""What a training costs: passes, FLOPs, seconds and device hours."""
+"""What a training costs: passes, FLOPs, seconds, device hours and memory."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torchmetrics import Metric
 
 from ...report.cost import HEADINGS, cost_figures, cost_note, cost_rows
+from .memory import PeakMemory, over_runs
 from .passes import EVALUATION, TRAINING, Flops, PassCounter, Tally
 from .probe import log_figures
 
@@ -35,6 +36,9 @@ class ComputeMonitor(Callback):
     :class:`robust_pl.callbacks.monitors.passes.PassCounter` for how. FLOPs are passes times those of one pass, measured on two
     samples at a network's first call. Seconds are wall time; device hours are seconds times devices. Validation and monitors
     are told apart, in all of these. Passes are counted on each process and summed where a checkpoint is written and at the end.
+    ``peak_memory`` is the highest number of bytes that one process's training took, validation and monitors left out, and
+    ``peak_memory_of`` says of what: tensors on a GPU, or the whole process on a CPU; see
+    :class:`robust_pl.callbacks.monitors.memory.PeakMemory`. Both are null where nothing can be measured.
 
     The totals go into every checkpoint and on where it is resumed, to the loggers as ``cost/...`` at the end of each epoch,
     into ``compute.json`` of the run folder, and into the report of each later test. What a run spent before it was stopped and
@@ -54,6 +58,7 @@ class ComputeMonitor(Callback):
         self._phase = TRAINING
         self._seconds = {TRAINING: 0.0, EVALUATION: 0.0}
         self._since: float | None = None
+        self._memory: PeakMemory | None = None
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:
@@ -104,13 +109,25 @@ class ComputeMonitor(Callback):
             "device": "GPU" if device.type == "cuda" else device.type.upper(),
             "devices": trainer.world_size,
             "device_hours": seconds * trainer.world_size / 3600 + before.get("device_hours", 0.0),
+            **self._peak(trainer, device),
         }
+
+    def _peak(self, trainer: Trainer, device: torch.device) -> dict[str, Any]:
+        """Of the process that took most."""
+        memory = self._memory or PeakMemory(device)
+        mine = torch.tensor(-1 if memory.peak is None else memory.peak, dtype=torch.int64, device=device)
+        peak = int(trainer.strategy.reduce(mine, reduce_op="max"))
+        return over_runs(self._before, None if peak < 0 else peak, memory.of)
 
     def _turn_to(self, phase: str) -> None:
         now = time.perf_counter()
         if self._since is not None:
             self._seconds[self._phase] += now - self._since
             self._since = now
+            if self._phase == TRAINING:
+                self._memory.read()
+            elif phase == TRAINING:
+                self._memory.begin()
         self._phase = phase
 
     def _forget_hooks(self) -> None:
@@ -129,10 +146,12 @@ class ComputeMonitor(Callback):
         self._forget_hooks()
         found = networks_of(pl_module)
         self._counters = {name: PassCounter(net, lambda: self._phase) for name, net in found.items()}
-        self._samples, self._phase, self._since = 0, TRAINING, None
+        self._samples, self._phase, self._since, self._memory = 0, TRAINING, None, None
         self._seconds = {TRAINING: 0.0, EVALUATION: 0.0}
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._memory = PeakMemory(pl_module.device)
+        self._memory.begin()
         self._since = time.perf_counter()
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
