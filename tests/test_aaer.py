@@ -176,6 +176,37 @@ def test_samples_stay_abnormal_when_a_weight_perturbation_asks_again() -> None:
     assert not torch.equal(example.abnormal, kept)  # the weights did move far enough to tell
 
 
+def test_the_attack_sees_hard_labels() -> None:
+    """A network this sure of a class would lower smoothed cross-entropy by being less sure of it."""
+    x, y, index = batch()
+    with torch.no_grad():
+        sure = Waves()
+        sure.last.weight.mul_(20)
+        y = sure(x).argmax(1)
+    smooth = 0.4 * F.one_hot(y, 4).double() + 0.15
+    expected = AAER(sure, NoisyFGSM(EPS), num_classes=4).craft((x, y, index)).x_adv
+    assert torch.equal(AAER(sure, NoisyFGSM(EPS), num_classes=4).craft((x, smooth, index)).x_adv, expected)
+    other = AAER(sure, NoisyFGSM(EPS, objective="ce"), num_classes=4).craft((x, smooth, index)).x_adv
+    assert not torch.allclose(other, expected)
+
+
+def test_counts_and_means_are_those_of_all_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another process with samples of normal ones alone, shifted by nothing: n / B falls to a half, and V_N falls."""
+    method = AAER(Waves(), NoisyFGSM(EPS), num_classes=4)
+    example = method.craft(batch())
+    method.loss(example)
+    monkeypatch.setattr(
+        "robust_pl.methods.adversarial.aaer.mean_over_ranks", lambda own: (own + own.new_tensor([0, 24, 0, 0])) / 2
+    )
+    a, z = example.abnormal, method(example.x_adv)
+    drop = F.cross_entropy(example.start_logits, example.y, reduction="none") - F.cross_entropy(z, example.y, reduction="none")
+    shift = (example.start_logits - z).square().sum(1)
+    normal = shift[~a].sum() / ((~a).sum() + 24)
+    both = drop[a].sum() / a.sum() * 2, shift[a].sum() / a.sum() * 2  # this process's part of a mean of two
+    expected = F.cross_entropy(z, example.y) + a.sum().double() / 48 * (1.5 * both[0] + 0.15 * (both[1] - normal))
+    assert both[1] / 2 > normal and method.loss(example).item() == pytest.approx(expected.item(), abs=1e-10)
+
+
 def test_with_awp_the_attack_runs_once_a_step() -> None:
     method = AAER(SmallCNN(width=4), NoisyFGSM(EPS), optimizer=sgd)
     Trainer(max_epochs=1, callbacks=[AWP(0.01)], limit_val_batches=0, **QUIET).fit(method, loader())

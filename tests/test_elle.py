@@ -84,6 +84,18 @@ def test_loss_and_gradient_by_hand(mixed: bool) -> None:
     assert torch.allclose(example.errors, off.square(), atol=1e-12)
 
 
+def test_the_attack_sees_hard_labels() -> None:
+    """z = 8 at x, so that smoothed cross-entropy of class 1 falls where the hard one rises."""
+    net = Quadratic()
+    with torch.no_grad():
+        net.a.fill_(4.0)
+    x, index = torch.ones(1, 1, 2, 2, dtype=torch.float64) - EPS, torch.arange(1)
+    smooth = torch.tensor([[0.2, 0.8]], dtype=torch.float64)
+    down, up = (torch.full_like(x, 1 - 2 * EPS), torch.ones_like(x))
+    assert torch.allclose(ELLE(net, FGSM(EPS), num_classes=2).craft((x, smooth, index)).x_adv, down)
+    assert torch.allclose(ELLE(net, FGSM(EPS, objective="ce"), num_classes=2).craft((x, smooth, index)).x_adv, up)
+
+
 def test_points_lie_on_a_line_through_the_ball() -> None:
     method = ELLE(SmallCNN(width=4), FGSM(EPS))
     x, y, index = batch(64)
@@ -197,6 +209,21 @@ def test_a_step_is_judged_before_it_joins_the_history() -> None:
         assert method.weight() == 0
         method.after_step(TripleExample(x, y, index, errors=torch.tensor([error])))
     assert method.weight() == 400
+
+
+def test_the_weight_waits_for_three_steps() -> None:
+    x, y, index = batch(1)
+    method = adaptive()
+    for error, weight in ((1.0, 0), (1.0, 0), (5.0, 0), (50.0, 400)):
+        method.after_step(TripleExample(x, y, index, errors=torch.tensor([error])))
+        assert method.weight() == weight
+
+
+def test_the_history_is_that_of_all_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("robust_pl.methods.adversarial.elle_a.mean_over_ranks", lambda own: (own + 5) / 2)
+    method = adaptive()
+    method.after_step(TripleExample(*batch(4), errors=torch.tensor([1.0, 2.0, 3.0, 6.0])))
+    assert method.mean == 4
 
 
 def test_the_adaptive_weight_is_that_of_the_loss() -> None:
