@@ -24,7 +24,10 @@ from robust_pl.methods import (
     FGSMCUAP,
     FGSMFUAP,
     FGSMLAW,
+    FGSMMEPCS,
+    FGSMPCO,
     FGSMPGI,
+    FGSMRSCS,
     FGSMUAP,
     FR,
     GAT,
@@ -45,6 +48,7 @@ from robust_pl.methods import (
     AdaptiveSmoothing,
     AdversarialFineTuning,
     AdvMoE,
+    ConvergeSmooth,
     FastAT,
     FreeAT,
     GradAlign,
@@ -129,7 +133,20 @@ METHODS: dict[str, Case] = {
     "SSAT": Case(
         lambda optimizer, _: SSAT(net(), FGSM(EPS, 1.25 * EPS, random_start=True, bn_mode="train"), optimizer=optimizer)
     ),
-    "FGSMPGI": Case(lambda optimizer, _: FGSMPGI(net(), FGSM(EPS, bn_mode="train"), reset_every=1, optimizer=optimizer)),
+    "FGSMPGI": Case(lambda optimizer, _: FGSMPGI(net(), FGSM(EPS, bn_mode="train"), optimizer=optimizer)),
+    "FGSMPCO": Case(
+        lambda optimizer, _: FGSMPCO(net(), FGSM(EPS, bn_mode="train"), attached_confidence=True, optimizer=optimizer)
+    ),
+    "FGSMMEPCS": Case(
+        lambda optimizer, _: FGSMMEPCS(
+            net(), FGSM(EPS, bn_mode="train"), ConvergeSmooth(stages=[0, 9], stride=0), label_factor=0.6, optimizer=optimizer
+        ),
+    ),
+    "FGSMRSCS": Case(
+        lambda optimizer, _: FGSMRSCS(
+            net(), NoisyFGSM(EPS, k=1.0), ConvergeSmooth(stages=[0, 9], stride=0), label_factor=0.6, optimizer=optimizer
+        ),
+    ),
     "FGSMLAW": Case(lambda optimizer, _: FGSMLAW(net(), optimizer=optimizer)),
     "FGSMLAW, start": Case(lambda optimizer, _: FGSMLAW(net(), reference="start", optimizer=optimizer)),
     "FGSMUAP": Case(lambda optimizer, _: FGSMUAP(net(), FGSM(EPS, bn_mode="train"), uap_eps=1.25 * EPS, optimizer=optimizer)),

@@ -26,8 +26,14 @@ from robust_pl.methods import (
     ELLE,
     ELLEA,
     FGSMAT,
+    FGSMCUAP,
+    FGSMFUAP,
     FGSMLAW,
+    FGSMMEPCS,
+    FGSMPCO,
     FGSMPGI,
+    FGSMUAP,
+    FGSMRSCS,
     FR,
     GAT,
     IGDM,
@@ -39,6 +45,7 @@ from robust_pl.methods import (
     SAR,
     SSAT,
     TRADES,
+    ConvergeSmooth,
     Cosine,
     Example,
     FastAT,
@@ -115,6 +122,13 @@ class Counted(nn.Module):
         (lambda net: NuAT(net, optimizer=sgd), (4 / 3, 1), 2),  # one of three batches is guided
         (lambda net: GAT(net, optimizer=sgd), (4 / 3, 1), 2),
         (lambda net: FGSMPGI(net, optimizer=sgd), (1, 1, 1), 1),
+        (lambda net: FGSMUAP(net, optimizer=sgd), (1, 1, 1), 1),
+        (lambda net: FGSMCUAP(net, optimizer=sgd), (1, 1, 1), 1),
+        (lambda net: FGSMFUAP(net, optimizer=sgd), (2, 1, 1), 1),
+        (lambda net: FGSMPCO(net, optimizer=sgd), (1, 1, 1), 2),
+        (lambda net: FGSMMEPCS(net, smoothing=ConvergeSmooth(stages=[-2, 9]), optimizer=sgd), (1, 1), 2),
+        (lambda net: FGSMMEPCS(net, optimizer=sgd), (1, 1, -1), 2),  # that of the benign loss is not differentiated
+        (lambda net: FGSMRSCS(net, smoothing=ConvergeSmooth(stages=[-2, 9]), optimizer=sgd), (1, 1, 1), 1),
         (lambda net: FGSMLAW(net, optimizer=sgd), (1, 1), 2),
         (lambda net: FGSMLAW(net, reference="start", optimizer=sgd), (1, 1), 2),
         (lambda net: RSLAD(net, SmallCNN(width=4), optimizer=sgd), (10, 10), 2),
@@ -127,14 +141,15 @@ class Counted(nn.Module):
         *("StandardTraining", "PGDAT", "TRADES", "FreeAT", "MART", "FR", "FR before its start", "SAR", "PeerAiD"),
         *("FGSMAT", "FastAT", "NFGSM", "GradAlign"),
         *("ZeroGrad", "MultiGrad", "AAER", "ELLE", "ELLEA", "SSAT", "NuAT", "GAT"),
-        *("FGSMPGI", "FGSMLAW", "FGSMLAW, start"),
+        *("FGSMPGI", "FGSMUAP", "FGSMCUAP", "FGSMFUAP", "FGSMPCO", "FGSMMEPCS", "FGSMMEPCS, not smoothed", "FGSMRSCS"),
+        *("FGSMLAW", "FGSMLAW, start"),
         *("RSLAD", "RSLAD with IGDM", "MTARD", "BMTARD", "ABSLD"),
     ],
 )
 def test_a_step_costs_what_its_docstring_says(
     build: Callable[[nn.Module], Method], attack_passes: tuple[float, ...], training_passes: int
 ) -> None:
-    """The attack's forward and backward passes, and how many of the former the loss differentiates again."""
+    """Passes of the attack, forward and backward, and by how many more than its own the loss differentiates by weights."""
     forwards, backwards, *again = attack_passes
     net = Counted()
     method = build(net)

@@ -52,6 +52,7 @@ class FGSMPGI(PriorGuided):
         attack: Attack | None = None,
         lmbda: float = 10.0,
         decay: float = 0.3,
+        label_factor: float | None = None,
         reset_every: int | None = 40,
         storage: Storage = "float32",
         optimizer: OptimizerFactory = lambda params: SGD(params, lr=0.1, momentum=0.9, weight_decay=5e-4),
@@ -59,7 +60,7 @@ class FGSMPGI(PriorGuided):
         weights: str | None = None,
         num_classes: int = 10,
     ) -> None:
-        super().__init__(net, attack, reset_every, storage, optimizer, schedule, weights, num_classes)
+        super().__init__(net, attack, label_factor, reset_every, storage, optimizer, schedule, weights, num_classes)
         for field, value in (("lmbda", lmbda), ("decay", decay)):
             if value < 0:
                 raise ValueError(f"{field}={value} must be at least 0")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -13,11 +13,14 @@ from ...callbacks.attacks.checks import check_count, per_sample_eps
 from ...callbacks.attacks.draws import StreamDraws, seed_from
 from ...callbacks.attacks.fgsm import FGSM
 from ...functional.geometry import project
+from ...functional.regularizers import relaxed_labels
 from ..base import Method, OptimizerFactory
+from ..example import Example
 from ..per_sample import PerSample, Storage
 from ..ranks import sum_over_ranks
 from ..schedules import Schedule
 from ..started import StartedExample, check_given_start, run_from
+from .arguments import check_label_factor
 
 
 @dataclass
@@ -45,6 +48,9 @@ class PriorGuided(Method):
 
     Args:
         attack: FGSM without a start of its own; by default at 8/255 in train mode.
+        label_factor: relax the labels, those that the attack sees, too, see
+            :func:`robust_pl.functional.regularizers.relaxed_labels`; None takes them as they are. The authors of these methods
+            take 0.6 on hard labels.
         reset_every: epochs after which all that is kept is forgotten; None never does.
         storage: dtype of what is kept, ``float32`` or ``bfloat16``.
         net: see :class:`Method`, and so all others.
@@ -63,6 +69,7 @@ class PriorGuided(Method):
         self,
         net: nn.Module,
         attack: Attack | None,
+        label_factor: float | None,
         reset_every: int | None,
         storage: Storage,
         optimizer: OptimizerFactory,
@@ -72,9 +79,10 @@ class PriorGuided(Method):
     ) -> None:
         super().__init__(net, attack, optimizer, schedule, weights, num_classes)
         check_given_start(self.attack, type(self).__name__, "the perturbation kept of each sample")
+        check_label_factor(label_factor, num_classes)
         if reset_every is not None:
             check_count("reset_every", reset_every)
-        self.reset_every = reset_every
+        self.label_factor, self.reset_every = label_factor, reset_every
         self.per_sample = PerSample(self.columns, storage)
 
     @staticmethod
@@ -91,13 +99,16 @@ class PriorGuided(Method):
         """
         return (example.x_adv - example.x).unsqueeze(1)
 
-    def clean(self, batch: tuple[Tensor, ...]) -> Any:
+    def clean(self, batch: tuple[Tensor, ...]) -> Example:
         if len(batch) < 3:
             raise ValueError(
                 f"{type(self).__name__} keeps a perturbation of each training sample and the batches have no index: yield "
                 "(x, y, index) with the position of each sample in the data set, as an ImageDataModule does"
             )
-        return super().clean(batch)
+        example = super().clean(batch)
+        if self.label_factor is None:
+            return example
+        return replace(example, y=relaxed_labels(example.y, self.num_classes, self.label_factor, example.x.dtype))
 
     def craft(self, batch: tuple[Tensor, ...], eps: Tensor | None = None) -> PriorExample:
         example = self.clean(batch)
