@@ -1,0 +1,12 @@
+"""Scenes that can be rendered from any viewpoint, and the viewpoints."""
+
+from .._lazy import attach
+
+__getattr__, __dir__, __all__ = attach(
+    __name__,
+    {
+        "Renderer": "renderer",
+        "ViewSpace": "view_space",
+        "Views": "renderer",
+    },
+)
