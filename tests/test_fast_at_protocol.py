@@ -8,14 +8,16 @@ from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from lightning.pytorch import Callback, Trainer
 from torch import Tensor, nn
 
-from robust_pl.callbacks import EMA
+from robust_pl.callbacks import EMA, FGSM
 from robust_pl.methods import AFA, FreeAT, OneCycle, StandardTraining
 from robust_pl.nets import AdaptiveDualNet, SmallCNN
 
 from .test_averaging import Recorder
+from .test_free_at import Linear, Watched, batches
 from .test_methods import QUIET, loader
 
 
@@ -171,3 +173,61 @@ def test_without_a_ramp_replays_move_it_by_the_share_of_all() -> None:
     for batch in (2, 3):
         average = 0.9**4 * average + (1 - 0.9**4) * recorder.states[batch][name]
         torch.testing.assert_close(recorder.averages[batch][name], average, rtol=0, atol=1e-12)
+
+
+# Free-AT --------------------------------------------------------------------------------------------------------------
+
+
+def test_replays_that_begin_at_the_clean_image_by_hand() -> None:
+    """Two batches, the second smaller, of three replays each on a linear network with smoothed labels, in float64."""
+    torch.manual_seed(0)
+    x, y = torch.rand(5, 1, 2, 2, dtype=torch.float64), torch.tensor([0, 1, 2, 1, 0])
+    x[0, 0, 0, 0], x[3, 0, 1, 1] = 0.02, 0.99
+    soft = 0.6 * F.one_hot(y, 3).double() + 0.4 / 3
+    net, eps, lr = Linear().double(), 0.1, 0.5
+    weight = net.layer.weight.detach().clone()
+
+    def plain(params: Any) -> torch.optim.Optimizer:
+        return torch.optim.SGD(params, lr=lr)
+
+    method = FreeAT(net, FGSM(eps=eps), replays=3, optimizer=plain, num_classes=3, carry=False).double()
+    Trainer(max_epochs=1, limit_val_batches=0, precision="64-true", **QUIET).fit(method, batches(x, soft, 3))
+    for part, labels in ((x[:3], soft[:3]), (x[3:], soft[3:])):
+        flat, n = part.flatten(1), len(part)
+        delta = torch.zeros_like(flat)
+        for _ in range(3):
+            seen = flat + delta
+            error = ((seen @ weight.T).softmax(1) - labels) / n
+            delta = (flat + (delta + eps * (error @ weight).sign()).clamp(-eps, eps)).clamp(0, 1) - flat
+            weight = weight - lr * error.T @ seen
+    assert torch.allclose(net.layer.weight, weight, atol=1e-12, rtol=0)
+    assert method._delta is None
+
+
+def test_every_batch_begins_clean_and_its_replays_go_on() -> None:
+    method = Watched(SmallCNN(width=4), FGSM(eps=0.1), replays=3, optimizer=sgd, carry=False)
+    Trainer(max_epochs=2, limit_val_batches=0, **QUIET).fit(method, loader(n=20))
+    assert len(method.examples) == 18
+    for place, example in enumerate(method.examples):
+        assert torch.equal(example.x_adv, example.x) == (place % 3 == 0)
+        assert (example.x_adv - example.x).abs().max() <= 0.1 + 1e-6 and 0 <= example.x_adv.min() <= example.x_adv.max() <= 1
+
+
+def test_a_run_without_carry_keeps_no_perturbation(tmp_path: Path) -> None:
+    def run(epochs: int, carry: bool, checkpoint: Path | None = None) -> tuple[Trainer, FreeAT]:
+        torch.manual_seed(0)
+        method = FreeAT(SmallCNN(width=4), FGSM(0.1), replays=2, optimizer=sgd, carry=carry)
+        method._checked = {True, False}
+        trainer = Trainer(max_epochs=epochs, limit_val_batches=0, **QUIET)
+        trainer.fit(method, loader(n=20), ckpt_path=checkpoint, weights_only=True)
+        return trainer, method
+
+    whole = run(2, False)[1]
+    run(1, False)[0].save_checkpoint(tmp_path / "clean.ckpt")
+    run(1, True)[0].save_checkpoint(tmp_path / "carried.ckpt")
+    saved = torch.load(tmp_path / "clean.ckpt", weights_only=True)["robust_pl_free_at"]["delta"]
+    assert saved == [None]
+    resumed = run(2, False, tmp_path / "clean.ckpt")[1]
+    assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), resumed.parameters(), strict=True))
+    assert run(1, False, tmp_path / "carried.ckpt")[1]._delta is None
+    assert run(1, True, tmp_path / "carried.ckpt")[1]._delta is not None

@@ -31,10 +31,15 @@ class FreeAT(Method):
     Where a carried perturbation would leave [0, 1] on a new image, the network sees it clipped. The public port of Wong et al.
     shows it unclipped in the first replay.
 
+    Without ``carry`` each batch begins at its clean images, which the first of its replays trains on. That is another method,
+    which the FastAT benchmark (Pan and Yao 2026, arXiv 2604.22853) runs under this name, with 4 replays; statistics of
+    BatchNorm that an average computes again (``buffers: method``) are then those of clean images.
+
     Args:
         attack: gives ``eps``, ``norm`` and ``step_size`` (eps by default) of the perturbation; it is not run, so its ``seed``
             and ``bn_mode`` mean nothing here. FGSM with 8/255 by default.
         replays: m, how often each batch is shown in a row; 8 is the authors' choice on CIFAR-10.
+        carry: whether the perturbation goes on from batch to batch, as the authors have it, or begins at zero in each.
         net: see :class:`Method`, and so all others.
 
     Raises:
@@ -53,12 +58,13 @@ class FreeAT(Method):
         schedule: Schedule | None = None,
         weights: str | None = None,
         num_classes: int = 10,
+        carry: bool = True,
     ) -> None:
         super().__init__(net, attack, optimizer, schedule, weights, num_classes)
         if not isinstance(replays, int) or replays < 1:
             raise ValueError(f"replays={replays} must be a whole number of at least 1")
         _check(self.attack)
-        self.replays = replays
+        self.replays, self.carry = replays, carry
         self.automatic_optimization = False
         # Each process has its own: a buffer would be overwritten by that of rank 0.
         self._delta: Tensor | None = None
@@ -79,6 +85,7 @@ class FreeAT(Method):
 
     def training_step(self, batch: tuple[Tensor, ...], batch_idx: int) -> None:
         self._check_first(batch)
+        self._end_of_batch()  # a run that was broken off inside a batch may be fitted again
         optimizer, schedulers = self.optimizers(), self._steppers()
         total = torch.zeros((), device=batch[0].device)
         for replay in range(self.replays):
@@ -95,6 +102,7 @@ class FreeAT(Method):
             x_adv.requires_grad_(False).grad = None
             self.after_step(example)
             total += loss.detach()
+        self._end_of_batch()
         self.log("train/loss", total / self.replays, prog_bar=True, on_step=True, batch_size=len(batch[0]))
 
     def optimizer_steps(self) -> float:
@@ -115,7 +123,7 @@ class FreeAT(Method):
         super().on_load_checkpoint(checkpoint)
         found = checkpoint.get("robust_pl_free_at", {}).get("delta", [])
         # Over another number of processes the batches are others, and so it begins at zero.
-        self._delta = found[self.global_rank] if len(found) == self.trainer.world_size else None
+        self._delta = found[self.global_rank] if self.carry and len(found) == self.trainer.world_size else None
 
     def _carried(self, x: Tensor) -> Tensor:
         """The perturbation of this many images; a batch smaller than the largest one moves the first part of it alone."""
@@ -127,6 +135,10 @@ class FreeAT(Method):
         kept = x[:0] if self._delta is None else self._delta.to(x)
         self._delta = torch.cat([kept, torch.zeros_like(x[len(kept) :])]) if len(kept) < len(x) else kept
         return self._delta[: len(x)]
+
+    def _end_of_batch(self) -> None:
+        if not self.carry:
+            self._delta = None
 
     @torch.no_grad()
     def _move(self, x: Tensor, gradient: Tensor) -> None:
@@ -155,12 +167,12 @@ def _check(attack: FGSM) -> None:
     if not isinstance(attack, FGSM):
         raise TypeError(f"attack is a {type(attack).__name__}: FreeAT takes FGSM, whose eps and step_size its replays use")
     wrong = {
-        "random_start": (bool(attack.random_start), "the perturbation is carried on from the batch before: leave it out"),
-        "restarts": (attack.restarts > 1, "the perturbation is carried on from the batch before: leave it out"),
+        "random_start": (bool(attack.random_start), "a perturbation goes on from the batch before or from zero: leave it out"),
+        "restarts": (attack.restarts > 1, "a perturbation goes on from the batch before or from zero: leave it out"),
         "objective": (attack.objective not in (None, "ce"), "one backward pass serves weights and perturbation: choose 'ce'"),
     }
     for field, (refused, remedy) in wrong.items():
         if refused:
             raise ValueError(f"attack.{field}={getattr(attack, field)!r} has no place in FreeAT, where {remedy}")
     if isinstance(attack.eps, Tensor):
-        raise ValueError("attack.eps is a tensor, and FreeAT carries one perturbation over all images: give one number")
+        raise ValueError("attack.eps is a tensor, and FreeAT has one perturbation for all images: give one number")
