@@ -18,5 +18,6 @@ __getattr__, __dir__, __all__ = attach(
         "ImageFolderDataModule": "image_folder",
         "LabelSmoothing": "mixing",
         "RandAugment": "rand_augment",
+        "TinyImageNetDataModule": "tiny_imagenet",
     },
 )

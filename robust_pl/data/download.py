@@ -7,6 +7,9 @@ import http.client
 import tarfile
 import tempfile
 import urllib.request
+import zipfile
+import zlib
+from contextlib import suppress
 from pathlib import Path
 
 from rich.progress import wrap_file
@@ -16,7 +19,7 @@ _BLOCK = 1 << 20
 
 
 def download_and_extract(url: str, md5: str, folder: Path, member: str) -> None:
-    """Download a tar archive and move the files of its top folder ``member`` to ``folder / member``.
+    """Download a tar or zip archive and move the files of its top folder ``member`` to ``folder / member``.
 
     Raises:
         ConnectionError: if the address cannot be reached or the transfer stops.
@@ -29,18 +32,30 @@ def download_and_extract(url: str, md5: str, folder: Path, member: str) -> None:
         if digest != md5:
             raise ValueError(f"{url} has the MD5 checksum {digest}, not {md5}: nothing was kept; try again later")
         try:
-            with tarfile.open(archive) as tar:
-                tar.extractall(extracted, filter="data")
-        except (tarfile.TarError, EOFError, OSError) as error:
+            _extract(archive, extracted)
+        except (tarfile.TarError, zipfile.BadZipFile, zlib.error, EOFError, OSError) as error:
             raise ValueError(f"{url} could not be unpacked: {error}") from error
         files = [file for file in (extracted / member).rglob("*") if file.is_file()]
         if not files:
             raise ValueError(f"{url} holds no folder {member}")
+        if not (folder / member).exists():
+            with suppress(OSError):  # another node may have been faster
+                (extracted / member).replace(folder / member)
+                return
         for file in files:
             target = folder / file.relative_to(extracted)
             target.parent.mkdir(parents=True, exist_ok=True)
             # One file appears whole or not at all, also where another node shares the folder.
             file.replace(target)
+
+
+def _extract(archive: Path, target: Path) -> None:
+    if zipfile.is_zipfile(archive):
+        with zipfile.ZipFile(archive) as packed:
+            packed.extractall(target)  # which lets no member climb out
+        return
+    with tarfile.open(archive) as tar:
+        tar.extractall(target, filter="data")
 
 
 def _download(url: str, target: Path) -> str:
