@@ -34,6 +34,7 @@ from robust_pl.methods import (
     IAD,
     IADII,
     IGDM,
+    LIET,
     MART,
     MTARD,
     NFGSM,
@@ -154,6 +155,7 @@ METHODS: dict[str, Case] = {
     "FGSMFUAP": Case(
         lambda optimizer, _: FGSMFUAP(net(), FGSM(EPS, bn_mode="train"), clusters=4, uap_eps=1.25 * EPS, optimizer=optimizer),
     ),
+    "LIET": Case(lambda optimizer, _: LIET(net(), FGSM(EPS, bn_mode="train"), lmbda=10, optimizer=optimizer)),
     "FR": Case(lambda optimizer, _: FR(net(), PGD(EPS, steps=2), optimizer=optimizer)),
     "SAR": Case(lambda optimizer, _: SAR(net(), PGD(EPS, steps=2), optimizer=optimizer)),
     "AdversarialFineTuning": Case(

@@ -49,7 +49,9 @@ class NoisyFGSM(Attack):
         return float("inf") if self.step_size is not None else self.k + 1
 
     def perturb(self, problem: Problem, x: Tensor, y: Tensor) -> Tensor:
-        noise = self.k * problem.eps * (2 * problem.draws.uniform(x) - 1)
-        start = (x + noise).clamp(0.0, 1.0)
+        start = problem.given_start
+        if start is None:
+            start = x + self.k * problem.eps * (2 * problem.draws.uniform(x) - 1)
+        start = start.clamp(0.0, 1.0)
         step = problem.eps if self.step_size is None else self.step_size
         return (start + step * problem.gradient(start).sign()).clamp(0.0, 1.0)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -23,3 +25,14 @@ def nuclear_distance(logits: Tensor, logits_adv: Tensor) -> Tensor:
 def softmax_distance(logits: Tensor, logits_adv: Tensor) -> Tensor:
     """Squared euclidean distance between the softmax outputs of a sample, averaged over the batch; a scalar in [0, 2]."""
     return (wide(logits).softmax(1) - wide(logits_adv).softmax(1)).square().sum(1).mean()
+
+
+def jensen_shannon(logits: Tensor, logits_adv: Tensor) -> Tensor:
+    """Jensen-Shannon divergence of the softmax outputs, averaged over the batch; a scalar in [0, log 2].
+
+    (KL(p || m) + KL(q || m)) / 2 with m = (p + q) / 2, whose logarithm is taken from those of p and q, so that probabilities
+    which underflow do no harm. Half precision is computed in float32.
+    """
+    p, q = wide(logits).log_softmax(1), wide(logits_adv).log_softmax(1)
+    m = torch.logaddexp(p, q) - math.log(2)
+    return ((p.exp() * (p - m)).sum(1) + (q.exp() * (q - m)).sum(1)).mean() / 2

@@ -41,6 +41,7 @@ __getattr__, __dir__, __all__ = attach(
         "FGSMPGI": "adversarial.fgsm_pgi",
         "FGSMFUAP": "adversarial.fgsm_fuap",
         "FGSMUAP": "adversarial.fgsm_uap",
+        "LIET": "adversarial.liet",
         "AFA": "adversarial.afa",
         "AdvMoE": "adversarial.adv_moe",
         "AdaptiveSmoothing": "adversarial.adaptive_smoothing",
