@@ -40,11 +40,11 @@ class AAER(Method):
 
         L = mean CE(z, y) + lambda_1 * |A| / B * [lambda_2 * mean_A (l0 - l) + lambda_3 * max(V_A - V_N, 0)]
 
-    where V is the mean of ||z0 - z||^2 over A or N; with either set empty, L is CE alone. z0 and V_N are held fixed,
-    and sizes and means are those of all processes together. The authors' code also holds l fixed, so that lambda_2 changes the
-    value of the loss and none of its gradients: what works is lambda_1 lambda_3 |A| / B * V_A. The public benchmark (arXiv
-    2604.22853) cuts V_A - V_N at 100, where it has no gradient; here it is not bounded. CE sees the labels as they are given;
-    authors and benchmark give hard ones.
+    where V is the mean of ||z0 - z||^2 over A or N; with either set empty, L is CE alone. z0 and V_N are held fixed, and sizes
+    and means are those of all processes together. The authors' code also holds l fixed, so that lambda_2 changes the value of
+    the loss and none of its gradients: what works is lambda_1 lambda_3 |A| / B * V_A. The public benchmark (arXiv 2604.22853)
+    cuts V_A - V_N at 100, above which it has no gradient; here it is not bounded. CE sees the labels as they are given; authors
+    and benchmark give hard ones.
 
     The attack decides between the paper's two variants. N-AAER: :class:`robust_pl.callbacks.NoisyFGSM`, the default at 8/255,
     since it is the stronger one in the paper and the one with published benchmark results. RS-AAER: ``FGSM(8/255, 10/255,
