@@ -222,7 +222,7 @@ def test_n_aaer_is_the_default_and_begins_at_twice_eps() -> None:
         "train",
     )
     method = AAER(SmallCNN())
-    assert (method.weight, method.loss_weight, method.output_weight, method.attached) == (1.0, 1.5, 0.15, False)
+    assert (method.count_weight, method.loss_weight, method.output_weight, method.attached) == (1.0, 1.5, 0.15, False)
 
 
 @pytest.mark.parametrize("attack", [UnanimousFGSM(EPS), DeepFool(EPS, norm="linf")])
@@ -232,7 +232,7 @@ def test_the_attack_must_begin_with_a_pass_at_one_start(attack: Any) -> None:
         AAER(SmallCNN(width=4), attack).craft((x, torch.arange(4), torch.arange(4)))
 
 
-@pytest.mark.parametrize("field", ["weight", "loss_weight", "output_weight"])
+@pytest.mark.parametrize("field", ["count_weight", "loss_weight", "output_weight"])
 def test_bad_arguments(field: str) -> None:
     with pytest.raises(ValueError, match=f"^{field}=-1 must be at least 0"):
         AAER(SmallCNN(), **{field: -1})

@@ -53,7 +53,7 @@ class AAER(Method):
     difference of modes. Cost: two forward and two backward passes a step.
 
     Args:
-        weight: lambda_1.
+        count_weight: lambda_1, of the share of abnormal samples.
         loss_weight: lambda_2; 1.5 is the authors' at 8/255 for N-AAER.
         output_weight: lambda_3; 0.15 likewise.
         attached: let the gradient flow through l in lambda_2's term, which then raises the loss of abnormal samples.
@@ -69,7 +69,7 @@ class AAER(Method):
         self,
         net: nn.Module,
         attack: Attack | None = None,
-        weight: float = 1.0,
+        count_weight: float = 1.0,
         loss_weight: float = 1.5,
         output_weight: float = 0.15,
         attached: bool = False,
@@ -79,10 +79,11 @@ class AAER(Method):
         num_classes: int = 10,
     ) -> None:
         super().__init__(net, attack, optimizer, schedule, weights, num_classes)
-        for field, value in (("weight", weight), ("loss_weight", loss_weight), ("output_weight", output_weight)):
+        for field, value in (("count_weight", count_weight), ("loss_weight", loss_weight), ("output_weight", output_weight)):
             if value < 0:
                 raise ValueError(f"{field}={value} must be at least 0")
-        self.weight, self.loss_weight, self.output_weight, self.attached = weight, loss_weight, output_weight, attached
+        self.count_weight, self.attached = count_weight, attached
+        self.loss_weight, self.output_weight = loss_weight, output_weight
 
     @staticmethod
     def default_attack() -> NoisyFGSM:
@@ -107,4 +108,4 @@ class AAER(Method):
             example.abnormal = drop.detach() > 0
         shift = (before - wide(logits)).square().sum(1)
         penalty = abnormality(drop, shift, example.abnormal, self.loss_weight, self.output_weight, mean_over_ranks)
-        return F.cross_entropy(logits, example.y) + self.weight * penalty
+        return F.cross_entropy(logits, example.y) + self.count_weight * penalty
