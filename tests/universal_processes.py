@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from robust_pl.callbacks import FGSM
 from robust_pl.data import DigitsDataModule
-from robust_pl.methods import FGSMCUAP, FGSMFUAP, FGSMUAP, Method
+from robust_pl.methods import FGSMCUAP, FGSMFUAP, FGSMUAP, LIET, Method
 from robust_pl.nets import SmallCNN
 
 from .test_composition import trainer_for
@@ -51,6 +51,7 @@ METHODS: dict[str, Shared] = {
     "FGSMFUAP, BatchNorm": Shared(
         lambda: FGSMFUAP(SmallCNN(width=4), FGSM(EPS, bn_mode="train"), clusters=4, uap_eps=0.125, optimizer=sgd)
     ),
+    "LIET": Shared(lambda: LIET(SmallCNN(width=4), FGSM(EPS, bn_mode="train"), update_every=2, optimizer=sgd)),
 }
 
 
