@@ -6,6 +6,7 @@ __getattr__, __dir__, __all__ = attach(
     __name__,
     {
         "Renderer": "renderer",
+        "SceneSet": "scene_set",
         "ViewSpace": "view_space",
         "Views": "renderer",
     },
