@@ -27,8 +27,9 @@ Result = TypeVar("Result")
 class Runs:
     """The runs of one seed, in a folder of their own. What was finished is not run again, so a killed benchmark goes on.
 
-    A run is made again where the command, its config or a run that it needs has changed since, and then tested again; figures
-    and comments in a config's header do not count. Changes of code are not seen: delete the folder after them.
+    A run is made again where the command, a config or a run that it needs has changed since, and then tested again; figures
+    and comments in a config's header do not count. Changes of code are not seen: delete the folder after them. One that was
+    killed goes on from its last checkpoint, and a test in the store that it had begun.
 
     Args:
         folder: working directory of the commands; runs lie in ``runs/`` below it.
@@ -42,7 +43,7 @@ class Runs:
         folder.mkdir(parents=True, exist_ok=True)
 
     def fit(self, command: str) -> str:
-        """Run ``robust-pl fit -c configs/digits/x.yaml ...`` and what that config needs, unless it is done.
+        """Run ``robust-pl fit -c configs/digits/x.yaml ...`` and what its configs need, unless it is done.
 
         Returns:
             What it was made by, which :meth:`test` compares.
@@ -50,16 +51,17 @@ class Runs:
         arguments = shlex.split(command)
         if arguments[0] != "robust-pl":  # python -m benchmarks.NAME FILE --seed SEED
             return self._once(Path(arguments[3]).stem, [*arguments[1:-1], str(self.seed)], [])
-        config = ROOT / arguments[arguments.index("-c") + 1]
         name = name_of(command)
         if "--run.name" in arguments:  # it comes last, so that it is one command whether it is said or not
             del arguments[(said := arguments.index("--run.name")) : said + 2]
-        place = arguments.index("-c") + 1
-        made_by = [self.fit(needed) for needed in needs(config)]
-        arguments[place] = str(config)
+        places = [i + 1 for i, argument in enumerate(arguments) if argument == "-c"]
+        configs = [ROOT / arguments[place] for place in places]
+        made_by = [self.fit(needed) for config in configs for needed in needs(config)]
+        for place, config in zip(places, configs, strict=True):
+            arguments[place] = str(config)
         seed = () if "--seed_everything" in arguments else ("--seed_everything", str(self.seed))
         whole = ["-m", "robust_pl", *arguments[1:], *seed, *self.options, "--run.name", name]
-        return self._once(name, whole, [*made_by, yaml.safe_load(config.read_text())])
+        return self._once(name, whole, [*made_by, *(yaml.safe_load(config.read_text()) for config in configs)])
 
     def test(
         self,
@@ -68,6 +70,7 @@ class Runs:
         attacks: tuple[str, Mapping[str, Any]] | None = None,
         checkpoint: str = "best",
         options: Sequence[str] = (),
+        weights: str | None = None,
     ) -> dict[str, Any]:
         """Figures of a test of a run, those of each set of weights, and the cost of its training.
 
@@ -77,11 +80,13 @@ class Runs:
             attacks: a name for them, and the attacks, instead of the run's own.
             checkpoint: ``best`` or ``last``.
             options: further arguments of the test.
+            weights: ``raw``, or the name of an average, to test these alone; None tests all that there are.
 
         Returns:
-            ``figures`` by weights, ``cost``, and ``predictions``, the table of the raw weights.
+            ``figures`` by weights, ``cost``, and ``predictions``, the table of the raw weights, or of those asked for.
         """
-        key = ("own" if attacks is None else attacks[0]) + ("" if checkpoint == "best" else f"_{checkpoint}")
+        key = "_".join(["own" if attacks is None else attacks[0], *([checkpoint] * (checkpoint != "best"))])
+        key += f"_{weights}" if weights else ""
         tests, where = self.folder / "tests" / run, self.folder / "runs" / run
         tests.mkdir(parents=True, exist_ok=True)
         kept, output, asked = tests / f"{key}.json", tests / key, digest([made_by, attacks, list(options)])
@@ -92,14 +97,22 @@ class Runs:
             found = {"asked": asked}
             kept.write_text(json.dumps(found))
         if "figures" not in found:
-            arguments = ["-m", "robust_pl", "test", "--ckpt_path", f"{where}/checkpoints/{checkpoint}.ckpt"]
+            tested, average = f"{where}/checkpoints/{checkpoint}.ckpt", weights not in (None, "raw")
+            if average:  # a run of their own, which starts from them
+                chosen = ["--model.init_args.weights", f"{tested}#{weights}", "--run.output_dir", str(tests / "runs")]
+            else:
+                chosen = ["--ckpt_path", tested, *(["--evaluation.averages", "false"] if weights else [])]
+            given = []
+            if average or attacks is not None:
+                given += ["-c", str(where / "config.yaml")]
             if attacks is not None:
-                given = tests / f"{key}.yaml"
-                given.write_text(yaml.safe_dump({"attacks": attacks[1]}, sort_keys=False))
-                arguments += ["-c", str(where / "config.yaml"), "-c", str(given)]
-            self._run(f"{run}-{key}.test", [*arguments, *options, "--evaluation.output_dir", str(output)])
+                (tests / f"{key}.yaml").write_text(yaml.safe_dump({"attacks": attacks[1]}, sort_keys=False))
+                given += ["-c", str(tests / f"{key}.yaml")]
+            # What comes later counts.
+            arguments = ["-m", "robust_pl", "test", *given, *chosen, *options, "--evaluation.output_dir", str(output)]
+            self._run(f"{run}-{key}.test", arguments)
             found["figures"] = {
-                path.name.removeprefix(key).strip("-") or "raw": json.loads((path / "figures.json").read_text())
+                path.name.removeprefix(key).strip("-") or weights or "raw": json.loads((path / "figures.json").read_text())
                 for path in [output, *tests.glob(f"{key}-*/")]
                 if path == output or path.name.removeprefix(f"{key}-").isalpha()
             }
@@ -113,10 +126,20 @@ class Runs:
         made_by, done = digest([arguments, origin]), self.folder / f"{name}.done"
         with lock:
             if not done.exists() or done.read_text() != made_by:
-                shutil.rmtree(self.folder / "runs" / name, ignore_errors=True)  # of a benchmark that was killed
-                self._run(f"{name}.fit", arguments)
+                self._go_on_or_begin(name, arguments, made_by)
                 done.write_text(made_by)
         return made_by
+
+    def _go_on_or_begin(self, name: str, arguments: Sequence[str], made_by: str) -> None:
+        """A run that a killed benchmark had begun in the same way goes on from its last checkpoint."""
+        where, begun = self.folder / "runs" / name, self.folder / f"{name}.begun"
+        last = where / "checkpoints" / "last.ckpt"
+        if last.exists() and begun.exists() and begun.read_text() == made_by:
+            self._run(f"{name}.resumed", ["-m", "robust_pl", "fit", "--ckpt_path", str(last)])
+            return
+        shutil.rmtree(where, ignore_errors=True)
+        begun.write_text(made_by)
+        self._run(f"{name}.fit", arguments)
 
     def _run(self, log: str, arguments: Sequence[str]) -> None:
         path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])

@@ -1,0 +1,1 @@
+"""The protocol of the FastAT benchmark: one base a data set."""

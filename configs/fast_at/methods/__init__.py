@@ -1,0 +1,1 @@
+"""What each method adds to a base of the protocol."""

@@ -1,0 +1,1 @@
+"""What methods have otherwise on CIFAR-100."""

@@ -1,0 +1,1 @@
+"""What a method's own paper has otherwise than the protocol."""

@@ -1,0 +1,1 @@
+"""What papers have otherwise on CIFAR-10 at the scale of a CPU."""

@@ -1,0 +1,1 @@
+"""What papers have otherwise on Tiny-ImageNet."""
