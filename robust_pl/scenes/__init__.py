@@ -5,6 +5,8 @@ from .._lazy import attach
 __getattr__, __dir__, __all__ = attach(
     __name__,
     {
+        "Mesh": "mesh",
+        "MeshRasterizer": "rasterizer",
         "Renderer": "renderer",
         "SceneSet": "scene_set",
         "ViewSpace": "view_space",
