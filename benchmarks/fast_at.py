@@ -1,15 +1,15 @@
 """Fast adversarial training, compared fairly: ``python -m benchmarks.fast_at --dataset cifar10 --methods all --seeds 0 1 2``.
 
-Every method runs the protocol of the FastAT benchmark (Pan and Yao 2026, arXiv 2604.22853) by the command line, as a user would:
-a base of ``configs/fast_at``, the method's file behind it and, where there is one, what it has otherwise on that data set.
-``--settings paper`` adds what the method's own paper has otherwise, at the same network and number of epochs. Tested are, as
-there, the weights, raw or averaged, that did better under PGD-10 in validation, of the best epoch; ``pgd_at`` is its last epoch's
-raw weights, and ``pgd_at_wa`` the same training, tested as the others are.
+Every method runs the protocol of the FastAT benchmark (Pan and Yao 2026, arXiv 2604.22853) by the command line, as a user
+would: a base of ``configs/fast_at``, the method's file behind it and, where there is one, what it has otherwise on that data
+set. ``--settings paper`` adds what the method's own paper has otherwise, at the same network and number of epochs. Tested are,
+as there, the weights, raw or averaged, that did better under PGD-10 in validation, of the best epoch; ``pgd_at`` is its last
+epoch's raw weights, and ``pgd_at_wa`` the same training, tested as the others are.
 
-Sets: ``cifar10``, ``cifar100`` and ``tiny_imagenet`` need a GPU; ``cifar10_cpu`` is CIFAR-10 at a scale that two cores can carry,
-with PGD on the first 1,000 test images, AutoAttack and the CR attack on the first 250. All need their files under
-``ROBUST_PL_DATA``. What was finished is kept in ``--output`` and not run again; what was stopped goes on from its last checkpoint.
-Written are a table beside the published one, in Markdown and JSON, and plots of robust accuracy against training cost.
+Sets: ``cifar10``, ``cifar100`` and ``tiny_imagenet`` need a GPU; ``cifar10_cpu`` is CIFAR-10 at a scale that two cores can
+carry, with PGD on the first 1,000 test images, AutoAttack and the CR attack on the first 250. All need their files under
+``ROBUST_PL_DATA``. What was finished is kept in ``--output`` and not run again; what was stopped goes on from its last
+checkpoint. Written are a table beside the published one, in Markdown and JSON, and plots of robust accuracy against cost.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ CONFIGS = "configs/fast_at"
 SETTINGS = ("protocol", "paper")
 # Trials of each set: a name, the attacks, further options. The first one's clean accuracy counts.
 TRIALS: dict[str, tuple[tuple[str, tuple[str, ...], tuple[str, ...]], ...]] = {
-    **{name: (("all", (), ()),) for name in ("cifar10", "cifar100", "tiny_imagenet")},
+    **dict.fromkeys(("cifar10", "cifar100", "tiny_imagenet"), (("all", (), ()),)),
     "cifar10_cpu": (
         ("pgd", ("pgd10", "pgd20", "pgd50"), ("--trainer.limit_test_batches", "4")),
         ("strong", ("autoattack", "cr"), ("--trainer.limit_test_batches", "1")),

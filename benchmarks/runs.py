@@ -10,8 +10,9 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from contextlib import contextmanager
 from math import isnan
 from pathlib import Path
 from statistics import mean, stdev
@@ -19,6 +20,11 @@ from threading import Lock
 from typing import Any, TypeVar
 
 import yaml
+
+try:
+    import fcntl
+except ImportError:  # not on Windows
+    fcntl = None  # type: ignore[assignment]
 
 ROOT = Path(__file__).resolve().parent.parent
 Result = TypeVar("Result")
@@ -124,7 +130,7 @@ class Runs:
         with self._lock:
             lock = self._locks.setdefault(name, Lock())
         made_by, done = digest([arguments, origin]), self.folder / f"{name}.done"
-        with lock:
+        with lock, alone(self.folder / f"{name}.lock"):
             if not done.exists() or done.read_text() != made_by:
                 self._go_on_or_begin(name, arguments, made_by)
                 done.write_text(made_by)
@@ -146,11 +152,26 @@ class Runs:
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "WANDB_MODE": "disabled", "PYTHONPATH": path}
         began = time.perf_counter()
         with (self.folder / f"{log}.log").open("w") as file:
-            done = subprocess.run([sys.executable, *arguments], cwd=self.folder, env=environment, stdout=file, stderr=file)
+            command = [sys.executable, *arguments]  # which inherits what `alone` holds
+            done = subprocess.run(command, cwd=self.folder, env=environment, stdout=file, stderr=file, close_fds=False)
         if done.returncode:
             tail = "\n".join((self.folder / f"{log}.log").read_text().splitlines()[-5:])
             raise SystemExit(f"python {shlex.join(arguments)} failed in {self.folder}:\n{tail}")
         print(f"{self.folder.name} {log}: {time.perf_counter() - began:.0f} s", flush=True)
+
+
+@contextmanager
+def alone(path: Path) -> Iterator[None]:
+    """Hold a file here and in the processes started meanwhile: what a killed benchmark left running is waited for."""
+    with path.open("w") as file:
+        if fcntl is not None:
+            os.set_inheritable(file.fileno(), True)
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                print(f"Waiting for what another benchmark started: {path.with_suffix('')}", flush=True)
+                fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def digest(value: Any) -> str:
