@@ -9,7 +9,9 @@ __getattr__, __dir__, __all__ = attach(
         "MeshRasterizer": "rasterizer",
         "Renderer": "renderer",
         "SceneSet": "scene_set",
+        "SOLIDS": "solids",
         "ViewSpace": "view_space",
         "Views": "renderer",
+        "make_solid": "solids",
     },
 )
