@@ -12,6 +12,7 @@ __getattr__, __dir__, __all__ = attach(
         "SOLIDS": "solids",
         "ViewSpace": "view_space",
         "Views": "renderer",
+        "load_mesh": "mesh_files",
         "make_solid": "solids",
     },
 )

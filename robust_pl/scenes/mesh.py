@@ -25,7 +25,8 @@ class Mesh:
         vertices: positions (V, 3).
         faces: three vertices a face, counter-clockwise as seen from outside, integers (F, 3).
         colors: RGB in [0, 1] by vertex (V, 3), by face (F, 1, 3) or by corner (F, 3, 3); white by default.
-        normals: by vertex (V, 3) or by corner (F, 3, 3); by default smooth where faces meet at less than 40 degrees.
+        normals: by vertex (V, 3) or by corner (F, 3, 3); by default, and where they are 0, smooth between faces that differ by
+            less than 40 degrees.
         uv: texture coordinates by vertex (V, 2) or by corner (F, 3, 2), (0, 0) at the lower left of the picture.
         textures: pictures (H, W, 3) in [0, 1], first row at the top, repeated over the plane.
         texture_of_face: number of the texture of each face, (F,); -1 for none. By default all have the first one, if any.
@@ -63,6 +64,9 @@ class Mesh:
             self.normals = smooth_normals(self.vertices, self.faces)
         else:
             self.normals = F.normalize(self._corners("normals", normals, 3, 0.0), dim=-1)
+            missing = self.normals.norm(dim=-1) < 0.5
+            if missing.any():
+                self.normals[missing] = smooth_normals(self.vertices, self.faces)[missing]
 
     def __repr__(self) -> str:
         sizes = f"{len(self.vertices):,} vertices, {len(self.faces):,} faces, {len(self.textures)} textures"
