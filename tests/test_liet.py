@@ -151,6 +151,20 @@ def test_labels_are_smoothed_anew_for_each_gradient() -> None:
     assert torch.equal(mixed.soft, seen[0].soft) and torch.equal(mixed.x_adv, seen[0].x_adv)
 
 
+def test_the_attacks_labels_are_smoothed_by_as_much() -> None:
+    """Its gradient is J^T (softmax - label) for each sample, with J the Jacobian of the logits: so it tells its label."""
+    method, net = build(smoothing=0.6), tiny()
+    x, y, index = batch()
+    example = method.craft((x, y, index))
+    for start, gradient, right in zip(example.start, example.gradient, y.tolist(), strict=True):
+        jacobian = torch.autograd.functional.jacobian(lambda image: net(image[None])[0], start).flatten(1)
+        error = torch.linalg.lstsq(jacobian.T, gradient.flatten().unsqueeze(1)).solution.squeeze(1)
+        label = net(start[None]).softmax(1)[0] - error
+        assert label[right].item() == pytest.approx(0.4, abs=1e-6) and label.sum().item() == pytest.approx(1, abs=1e-6)
+        others = torch.cat([label[:right], label[right + 1 :]])
+        assert (others > 0).all() and others.max() > 0.301  # not alike
+
+
 def noise_share(method: LIET) -> float:
     """How many entries of a start are those of no pattern, far from the box."""
     x, y, index = batch()
