@@ -268,6 +268,25 @@ def test_files_go_with_the_checkpoint_that_they_belong_to(tmp_path: Path) -> Non
     assert (look.found[1] == 1).sum() == 1293 and (look.found[1] == -1).sum() == 144  # of validation
 
 
+def test_checkpoints_of_one_step_share_what_lies_on_the_disk(tmp_path: Path) -> None:
+    class Twice(Callback):
+        def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+            if trainer.global_step in (2, 3):
+                for name in ("a", "b"):
+                    trainer.save_checkpoint(tmp_path / f"{name}{trainer.global_step}.ckpt")
+
+    fit(tmp_path, [Twice()], max_epochs=1)
+    nodes = [
+        (tmp_path / SIDE_FOLDER / name).stat().st_ino
+        for k in ("a2", "b2", "a3", "b3")
+        for name in named(tmp_path / f"{k}.ckpt")
+    ]
+    assert nodes[0] == nodes[1] != nodes[2] == nodes[3] and len(files(tmp_path)) == 4
+    (tmp_path / SIDE_FOLDER / named(tmp_path / "a2.ckpt").pop()).unlink()
+    fit(tmp_path, [look := Look()], ckpt_path=tmp_path / "b2.ckpt")
+    assert (look.found[1] == 0).sum() == 400
+
+
 def test_an_unreadable_checkpoint_keeps_all_files_and_ends_no_run(tmp_path: Path) -> None:
     folder = tmp_path / "checkpoints"
     folder.mkdir()

@@ -33,8 +33,9 @@ class PerSample:
     Tiny-ImageNet 4.9 GB; ``bfloat16`` halves that. N counts validation samples, too, since indices do.
 
     A checkpoint names files in the folder ``side_files`` of the run, one a process, which hold all of it; a run resumed on
-    another number of processes shares them out anew. Each checkpoint has files of its own, and the folder must be one that all
-    processes see. A process that is killed while it saves leaves files there that no checkpoint names.
+    another number of processes shares them out anew. Each checkpoint has files of its own, of which those of one step are one
+    on the disk, and all processes must see the folder. A process that is killed while it saves leaves files there that no
+    checkpoint names.
 
     Args:
         columns: names of what is kept of each sample.
@@ -55,6 +56,7 @@ class PerSample:
         self._samples, self._rank, self._ranks, self._batch = 0, 0, 1, 0
         self._trainer: Trainer | None = None
         self._identity: dict[str, Any] = {}
+        self._written: tuple[int, Path | str] = (-1, "")
         self._resumed: Mapping[str, Any] | None = None
 
     # In a step -------------------------------------------------------------------------------------------------------
@@ -118,7 +120,7 @@ class PerSample:
         """
         samples, shape, self._batch = sizes_of(trainer, who)
         self._trainer, self._rank, self._ranks = trainer, trainer.global_rank, trainer.world_size
-        self._identity = identity_of(trainer, samples, shape)
+        self._identity, self._written = identity_of(trainer, samples, shape), (-1, "")
         self.reserve(samples, shape, device)
         if trainer.ckpt_path is not None and self._resumed is not None:
             self._load(trainer, self._resumed, who)
@@ -139,12 +141,23 @@ class PerSample:
             return
         stem = of_all_ranks(f"{trainer.global_step:08d}-{secrets.token_hex(4)}")[0]
         names = [f"{stem}-{rank}of{self._ranks}.safetensors" for rank in range(self._ranks)]
+        path = Path(trainer.default_root_dir) / SIDE_FOLDER / names[self._rank]
+        path.parent.mkdir(parents=True, exist_ok=True)
+        step, before = self._written
+        try:
+            # The best and the last checkpoint are often of one step.
+            os.link(before if step == trainer.global_step else "", path)
+        except OSError:
+            self._write_file(path)
+        self._written = trainer.global_step, path
+        checkpoint[_KEY] = {"files": names}
+        checkpoint.setdefault(SIDE_FILES, []).extend(names)
+
+    def _write_file(self, path: Path) -> None:
         tensors = {name: self._rows[:-1, i].cpu().contiguous() for i, name in enumerate(self.columns)}
         tensors[_EPOCHS] = self._epochs[:-1].cpu()
         sums = {name: _sum(tensor) for name, tensor in tensors.items()}
         about = {**self._identity, "rank": self._rank, "ranks": self._ranks, "sums": sums}
-        path = Path(trainer.default_root_dir) / SIDE_FOLDER / names[self._rank]
-        path.parent.mkdir(parents=True, exist_ok=True)
         part = path.with_suffix(".part")
         try:
             save_file(tensors, part, {_META: json.dumps(about)})
@@ -153,8 +166,6 @@ class PerSample:
             raise OSError(f"{path} could not be written: {error}") from error
         finally:
             part.unlink(missing_ok=True)
-        checkpoint[_KEY] = {"files": names}
-        checkpoint.setdefault(SIDE_FILES, []).extend(names)
 
     def resume(self, checkpoint: Mapping[str, Any]) -> None:
         """Go on where :meth:`save` was called, once :meth:`open` knows the data."""
