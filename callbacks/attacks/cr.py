@@ -41,9 +41,9 @@ class CRAttack(Attack):
     ``x_adv`` is the first image found that fools the network, else the one of the smallest margin.
 
     About as strong as AutoAttack at a few per cent of its passes where gradients tell the truth; where they are masked it
-    overestimates robustness, and by far (Pan and Yao 2026, arXiv 2604.22853). The bounds ``m_t > s`` and 0.05 are in units of
-    logits: a network of tenfold logits is given up sooner. So it is for choosing between checkpoints, and AutoAttack is for the
-    figure that is published.
+    overestimates robustness, and by far (Pan and Yao 2026, arXiv 2604.22853). So it is for choosing between checkpoints, and
+    AutoAttack is for the figure that is published. The bounds ``m_t > s`` and 0.05 are in units of logits: a tenth of the
+    logits costs about four times the passes, and tenfold ones are given up sooner.
 
     Reconstructed from the public code (fzjcdt/constraint-relaxation-attack), with the same verdicts but for these: a sample
     that is misclassified counts as broken, and a tie of two logits only if the prediction differs, where that code takes each
