@@ -57,6 +57,12 @@ __getattr__, __dir__, __all__ = attach(
         "VMIM": "attacks.vmim",
         "VNIM": "attacks.vnim",
         "ZeroedFGSM": "attacks.zeroed_fgsm",
+        "ViewFool": "viewpoints.viewfool",
+        "GMVFool": "viewpoints.gmvfool",
+        "RandomViews": "viewpoints.random_views",
+        "NaturalViews": "viewpoints.natural_views",
+        "ViewDistribution": "viewpoints.distribution",
+        "ViewpointAttack": "viewpoints.base",
         "WeightTrajectory": "weights.trajectory",
     },
 )

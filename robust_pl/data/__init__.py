@@ -19,5 +19,6 @@ __getattr__, __dir__, __all__ = attach(
         "LabelSmoothing": "mixing",
         "RandAugment": "rand_augment",
         "TinyImageNetDataModule": "tiny_imagenet",
+        "ViewImages": "view_images",
     },
 )

@@ -1,0 +1,1 @@
+"""Attacks by viewpoint: distributions of cameras under which a classifier fails, and the images seen from there."""
