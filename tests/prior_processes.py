@@ -102,6 +102,8 @@ def main() -> None:
     resumed = fit(folder / "two", seed=1, ckpt_path=folder / "middle.ckpt", **two)
     report["resumed"] = all(torch.equal(a, b) for a, b in zip(everything(resumed), kept, strict=True))
     report["resumed"] &= all(torch.equal(a, b) for a, b in zip(whole.parameters(), resumed.parameters(), strict=True))
+    joined = fit(folder / "two", accumulate_grad_batches=2, **two)  # three steps of two batches, and one of the last
+    report["accumulated"] = (everything(joined)[1] == 2).sum().item() == 1293 and all(same(p) for p in joined.parameters())
     look = Look()
     fit(folder / "one", [look], ckpt_path=folder / "one.ckpt", **two)
     report["from_one"] = look.is_what(folder / "one.kept")

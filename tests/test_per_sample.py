@@ -468,7 +468,8 @@ def test_on_two_processes(tmp_path: Path) -> None:
     for report in json.loads(line.removeprefix("RESULT ")):
         assert report["exchange"] == [True, True] and report["stray"]
         assert report["momentum"] < 1e-12 and report["decision"] == [5.0, 4.0, 0.0]
-        assert report["weights"] and report["samples"] == 1293 and report["resumed"] and report["from_one"]
+        assert report["weights"] and report["samples"] == 1293 and report["resumed"]
+        assert report["accumulated"] and report["from_one"]
     look = Look()
     fit(tmp_path / "two", [look], ckpt_path=tmp_path / "two.ckpt")
     assert look.is_what(tmp_path / "two.kept")
