@@ -7,6 +7,8 @@ __getattr__, __dir__, __all__ = attach(
     {
         "Mesh": "mesh",
         "MeshRasterizer": "rasterizer",
+        "MitsubaRenderer": "mitsuba_renderer",
+        "PyrenderRenderer": "pyrender_renderer",
         "Renderer": "renderer",
         "SceneSet": "scene_set",
         "SOLIDS": "solids",
