@@ -18,6 +18,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from robust_pl import load_model
 from robust_pl.callbacks import FGSM, PGD, NoisyFGSM
+from robust_pl.functional.ratio import Ratio
 from robust_pl.methods import FGSMAT, FGSMCUAP, FGSMFUAP, FGSMUAP, Example
 from robust_pl.methods.clusters import Clusters
 from robust_pl.nets import SmallCNN
@@ -278,6 +279,13 @@ def test_a_checkpoint_from_before_the_first_step_is_read(name: str, tmp_path: Pa
     resumed = RUNS[name]()
     fit(resumed, ckpt_path=tmp_path / "x.ckpt")
     assert resumed.universal.u.shape[1:] == (1, 8, 8)
+
+
+def test_a_ratio_given_in_code_stays_out_of_the_checkpoint(tmp_path: Path) -> None:
+    method = FGSMUAP(SmallCNN(width=4), FGSM(EPS, bn_mode="train"), uap_eps=Ratio("10/255"), optimizer=sgd)
+    assert method.uap_eps == 10 / 255
+    fit(method).save_checkpoint(tmp_path / "x.ckpt")
+    assert "uap_eps" not in torch.load(tmp_path / "x.ckpt", weights_only=True)["hyper_parameters"]
 
 
 def test_other_classes_clusters_or_images_are_refused(tmp_path: Path) -> None:

@@ -72,7 +72,7 @@ class Method(LightningModule, ABC):
         if _given_hyperparameters.get() is None:
             # The command line offers the config, which rebuilds everything. What code built must not go into a checkpoint.
             for arguments in collect_init_args(inspect.currentframe(), [], classes=(HyperparametersMixin,)):
-                live += [name for name, value in arguments.items() if not isinstance(value, _PLAIN)]
+                live += [name for name, value in arguments.items() if type(value) not in _PLAIN]  # nor a Ratio
         self.save_hyperparameters(ignore=live)
         self.net = net
         self.attack = attack if attack is not None else self.default_attack()
