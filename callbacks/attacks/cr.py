@@ -35,8 +35,8 @@ class CRAttack(Attack):
        ``x <- P_r(x - eps s sign grad m_t)``. In the first third ``r = (1 + s) eps``, and after each step P_eps(x) is tested on
        the side; then ``r = eps``. At the end of the second third a sample with ``m_t > s`` gives this target up. The last third
        begins with ``P_{(1 - s) eps}(x) + U(-eps s, eps s)``.
-    3. ``rounds - 1`` times more, from new points, the pairs of sample and target whose margin was below 0.05 in the round
-       before.
+    3. ``rounds - 1`` times more, from new points, the pairs of sample and target that came near in the round before: ``m`` on
+       the side, or ``m_t`` of a later iterate, was below 0.05.
 
     ``x_adv`` is the first image found that fools the network, else the one of the smallest margin.
 
