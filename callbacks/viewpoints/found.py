@@ -132,11 +132,11 @@ class Found:
 def as_table(figures: Mapping[str, Mapping[str, float]], objects: int, title: str) -> Table:
     """Figures of attacks, by the attack's name, as people read them."""
     table = Table(title=f"{title}: viewpoints of {objects} objects", title_justify="left")
-    table.add_column("attack")
+    table.add_column("attack", no_wrap=True)
     headings: Sequence[tuple[str, str, str]] = (
         ("acc", "accuracy", ".2%"),
-        ("center_acc", "at the centers", ".2%"),
-        ("worst_view", "at the worst view", ".2%"),
+        ("center_acc", "at centers", ".2%"),
+        ("worst_view", "at worst view", ".2%"),
         ("view_loss", "loss", ".3f"),
         ("entropy", "entropy", ".2f"),
         ("coverage", "fields", ".1f"),
