@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -469,3 +471,22 @@ def test_bad_calls() -> None:
     nn.init.constant_(broken[1].bias, float("nan"))
     with pytest.raises(ValueError, match="loss on views of 'thing/0' is not finite"):
         attack(broken, photos(1))
+
+
+@pytest.mark.slow
+def test_two_processes_find_what_one_finds(tmp_path: Path) -> None:
+    """With three objects in chunks of one, so that one process has more of them."""
+    attack = GMVFool(2, popsize=9, iterations=4, eval_samples=5, chunk=1)
+    trainer = trainer_with(tmp_path / "one", attack)
+    trainer.test(Fixed(), TinyScenes(), verbose=False)
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "-m", "tests.view_processes"]
+    root = Path(__file__).resolve().parent.parent
+    done = subprocess.run([*command, str(tmp_path / "two")], cwd=root, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+    figures = json.loads(next(line for line in done.stdout.splitlines() if line.startswith("RESULT ")).removeprefix("RESULT "))
+    same = {key: value.item() for key, value in trainer.callback_metrics.items() if "renders_per_second" not in key}
+    assert {key: figures[key] for key in same} == pytest.approx(same)
+    one, two = (tmp_path / name / "viewpoints" / "test_gmvfool" for name in ("one", "two"))
+    assert (one / "views.csv").read_bytes() == (two / "views.csv").read_bytes()
+    images = ViewImages(two)
+    assert torch.equal(images.read(torch.arange(15), None)[0], ViewImages(one).read(torch.arange(15), None)[0])

@@ -82,9 +82,11 @@ class Chunks:
 
 def _fits(folder: Path, request: Mapping[str, Any]) -> bool:
     """Whether an attack may begin or go on in a folder: it is new, empty, or holds the same."""
+    # Listed before the request is looked for, which is written before all else: other processes may be about to begin here.
+    foreign = folder.exists() and (not folder.is_dir() or any(not path.name.startswith(ABOUT) for path in folder.iterdir()))
     if (folder / ABOUT).is_file():
         return _asked(folder) == json.loads(json.dumps(request))
-    return not folder.exists() or (folder.is_dir() and not any(folder.iterdir()))
+    return not foreign
 
 
 def _asked(folder: Path) -> Any:

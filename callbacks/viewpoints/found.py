@@ -140,7 +140,7 @@ def as_table(figures: Mapping[str, Mapping[str, float]], objects: int, title: st
         ("view_loss", "loss", ".3f"),
         ("entropy", "entropy", ".2f"),
         ("coverage", "fields", ".1f"),
-        ("renders_per_second", "renders/s", ".1f"),
+        ("renders_per_second", "renders a second", ".0f"),
     )
     for _, heading, _ in headings:
         table.add_column(heading, justify="right")
