@@ -6,15 +6,12 @@ import os
 import sys
 from typing import Any
 
-from jsonargparse.typing import register_type
 from lightning.pytorch.cli import LightningArgumentParser, _InstantiatorFn
 
+from . import fractions as fractions
 from .cli_errors import arguments_of, one_line
-from .functional.ratio import Ratio
 
 NET = "model.init_args.net.init_args"
-
-register_type(Ratio, serializer=str, deserializer=Ratio)
 
 
 class Parser(LightningArgumentParser):

@@ -102,6 +102,8 @@ def guarded(named: Collection[str] = ()) -> Iterator[None]:
     """While this lasts, the config parser imports nothing but what is trusted or ``named``."""
     from jsonargparse import _common, set_parsing_settings
 
+    from . import fractions as fractions  # which configs hold
+
     before = dict(_common.parsing_settings)  # there is no public way back
     set_parsing_settings(
         instantiate_subclass_spec_in_any=False,

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -262,3 +264,10 @@ def test_a_network_that_passes_its_arguments_on_is_rebuilt(robust_pl: CLI, tiny:
     robust_pl("fit", "-c", tiny, "--trainer.max_epochs", 1, "--model.init_args.net", "mynets.Mine")
     net = package.load_model("runs/tiny", named=["mynets.Mine"])
     assert net(torch.rand(2, 1, 8, 8)).shape == (2, 10)
+
+
+def test_fractions_in_a_checkpoint_are_read_without_the_command_line(robust_pl: CLI, tiny: Path) -> None:
+    robust_pl("fit", "-c", tiny, "--trainer.max_epochs", 1, "--model.init_args.attack.init_args.eps", "8/255")
+    code = f"from robust_pl.methods import PGDAT; print(PGDAT.load_from_checkpoint({BEST!r}).attack.eps)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout.strip() == "8/255", done.stderr
