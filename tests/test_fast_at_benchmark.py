@@ -329,9 +329,11 @@ def test_killed_and_resumed(tmp_path: Path) -> None:
     assert (folder / "n_fgsm.resumed.log").exists() and not (folder / "pgd_at.resumed.log").exists()
     ours, theirs = (json.loads((output / "fast_at.json").read_text()) for output in (cut, whole))
     for name in ("n_fgsm", "pgd_at"):
-        timed = ("seconds", "images_per_second", "peak_gib")
-        one, other = ({k: v for k, v in found["rows"][name][0].items() if k not in timed} for found in (ours, theirs))
-        assert one == other
+        one, other = (found["rows"][name][0] for found in (ours, theirs))
+        # Where a process begins, its network is measured on two samples.
+        assert (one["passes"], one["forwards"]) == pytest.approx((other["passes"], other["forwards"]), rel=1e-2)
+        left_out = ("seconds", "images_per_second", "peak_gib", "passes", "forwards")
+        assert {k: v for k, v in one.items() if k not in left_out} == {k: v for k, v in other.items() if k not in left_out}
         assert {"clean", "pgd10", "pgd20", "pgd50", "autoattack", "cr"} <= set(one) and one["forwards"] >= 2
     assert ours["rows"]["pgd_at"][0]["epoch"] == 2 and ours["rows"]["pgd_at"][0]["weights"] == "raw"
     config = yaml.safe_load((folder / "runs" / "n_fgsm" / "config.yaml").read_text())
