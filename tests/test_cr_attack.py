@@ -136,6 +136,32 @@ def test_what_counts_as_near(call, counts):
     assert (attacked.forwards, attacked.backwards) == (FORWARDS + walks * (140 + 5 * 11), BACKWARDS + walks * 140)
 
 
+@pytest.mark.parametrize(
+    ("call", "backwards"),
+    [
+        (0, 0),  # the image itself
+        (1, 1),  # the random point
+        (10, 10),
+        (11, 10),  # the end of the screening
+        (12, None),  # the gradient at j = 0 judges nothing
+        (13, 11),
+        (32, None),
+        (33, 21),
+        (34, 22),  # the gradient at j = 11
+        (52, 40),  # that at j = 29
+    ],
+)
+def test_what_counts_as_broken(call, backwards):
+    """A margin of 0.06, and in one of the passes another prediction: nothing more is spent."""
+    net = Logits(lambda flat: torch.tensor([0.0, 0.04 if len(net.seen) == call + 1 else -0.06]) + 0 * flat)
+    attacked = CRAttack(0.1, n_targets=1, rounds=1).run(net, grey().float(), torch.tensor([0]))
+    if backwards is None:
+        assert (attacked.forwards, attacked.backwards) == (FORWARDS + 140 + 5 * 11, BACKWARDS + 140)
+    else:
+        assert (attacked.forwards, attacked.backwards) == (call + 1, backwards)
+        torch.testing.assert_close(attacked.x_adv, net.seen[call], atol=0, rtol=0)
+
+
 # What it costs ------------------------------------------------------------------------------------------------------
 
 
