@@ -12,9 +12,9 @@ from lightning.pytorch import Callback, LightningModule, Trainer, seed_everythin
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from robust_pl.callbacks import FGSM, PGD
-from robust_pl.methods import FGSMMEPCS, FGSMPCO, FGSMPGI, PGDAT, ConvergeSmooth
-from robust_pl.methods.adversarial.prior import PriorGuided
+from robust_pl.callbacks import FGSM, PGD, ComputeMonitor
+from robust_pl.methods import FGSMMEPCS, FGSMPCO, FGSMPGI, FGSMRSCS, PGDAT, ConvergeSmooth
+from robust_pl.methods.fast.prior import PriorGuided
 from robust_pl.nets import SmallCNN
 
 from .test_methods import QUIET, loader, sgd
@@ -344,3 +344,24 @@ def test_with_nothing_kept_and_no_weight_pgi_is_fgsm_at_from_its_start() -> None
     inside = (example.start > 0) & (example.start < 1)
     assert torch.equal(attacked.x_adv[inside], example.x_adv[inside]) and inside.any() and delta.abs().max() == EPS
     assert method.loss(example).item() == pytest.approx(F.cross_entropy(other(example.x_adv), y).item(), abs=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("kind", "more", "passes"),
+    [
+        (FGSMPGI, {}, (2, 1, 2)),
+        (FGSMPCO, {}, (3, 1, 3)),
+        (FGSMMEPCS, {"smoothing": ConvergeSmooth(stages=[-2, 9])}, (3, 1, 2)),
+        (FGSMMEPCS, {}, (3, 1, 1)),
+        (FGSMRSCS, {"smoothing": ConvergeSmooth(stages=[-2, 9])}, (2, 1, 2)),
+        (FGSMRSCS, {}, (2, 1, 1)),
+    ],
+)
+def test_passes_of_a_step(kind: Any, more: dict[str, Any], passes: tuple[int, int, int]) -> None:
+    """Forward ones, backward ones to the pixels alone, and backward ones to the weights, as the run itself counts them."""
+    monitor = ComputeMonitor(show=False)
+    method = kind(SmallCNN(width=2), optimizer=sgd, **more)
+    method._checked = {True}
+    Trainer(max_epochs=1, limit_val_batches=0, callbacks=[monitor], **QUIET).fit(method, inner())
+    counted = monitor.totals(method.trainer, torch.device("cpu"))["networks"]["net"]["training"]
+    assert (counted["forwards"], counted["input_backwards"], counted["weight_backwards"]) == tuple(24 * n for n in passes)
