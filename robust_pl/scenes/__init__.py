@@ -9,6 +9,7 @@ __getattr__, __dir__, __all__ = attach(
         "MeshRasterizer": "rasterizer",
         "MitsubaRenderer": "mitsuba_renderer",
         "PyrenderRenderer": "pyrender_renderer",
+        "RadianceField": "field",
         "Renderer": "renderer",
         "SceneSet": "scene_set",
         "SOLIDS": "solids",
