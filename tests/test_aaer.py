@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from robust_pl.callbacks import AWP, FGSM, DeepFool, NoisyFGSM, UnanimousFGSM
 from robust_pl.functional.regularizers import abnormality
 from robust_pl.methods import AAER
-from robust_pl.methods.adversarial.aaer import ComparedExample
+from robust_pl.methods.fast.aaer import ComparedExample
 from robust_pl.nets import SmallCNN
 
 from .test_methods import QUIET, loader, sgd
@@ -195,9 +195,7 @@ def test_counts_and_means_are_those_of_all_processes(monkeypatch: pytest.MonkeyP
     method = AAER(Waves(), NoisyFGSM(EPS), num_classes=4)
     example = method.craft(batch())
     method.loss(example)
-    monkeypatch.setattr(
-        "robust_pl.methods.adversarial.aaer.mean_over_ranks", lambda own: (own + own.new_tensor([0, 24, 0, 0])) / 2
-    )
+    monkeypatch.setattr("robust_pl.methods.fast.aaer.mean_over_ranks", lambda own: (own + own.new_tensor([0, 24, 0, 0])) / 2)
     a, z = example.abnormal, method(example.x_adv)
     drop = F.cross_entropy(example.start_logits, example.y, reduction="none") - F.cross_entropy(z, example.y, reduction="none")
     shift = (example.start_logits - z).square().sum(1)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from robust_pl.callbacks import AWP, FGSM, NoisyFGSM
 from robust_pl.functional.regularizers import linearity_error
 from robust_pl.methods import ELLE, ELLEA
-from robust_pl.methods.adversarial.elle import TripleExample
+from robust_pl.methods.fast.elle import TripleExample
 from robust_pl.nets import SmallCNN
 
 from .test_methods import QUIET, loader, sgd
@@ -220,7 +220,7 @@ def test_the_weight_waits_for_three_steps() -> None:
 
 
 def test_the_history_is_that_of_all_processes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("robust_pl.methods.adversarial.elle_a.mean_over_ranks", lambda own: (own + 5) / 2)
+    monkeypatch.setattr("robust_pl.methods.fast.elle_a.mean_over_ranks", lambda own: (own + 5) / 2)
     method = adaptive()
     method.after_step(TripleExample(*batch(4), errors=torch.tensor([1.0, 2.0, 3.0, 6.0])))
     assert method.mean == 4

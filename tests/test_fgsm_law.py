@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from robust_pl.callbacks import EMA, FGSM, SWA
 from robust_pl.methods import FGSMLAW, Example
-from robust_pl.methods.adversarial.fgsm_law import ReferredExample
+from robust_pl.methods.fast.fgsm_law import ReferredExample
 from robust_pl.nets import SmallCNN
 
 from .test_methods import QUIET, loader, sgd

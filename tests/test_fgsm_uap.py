@@ -20,7 +20,7 @@ from robust_pl import load_model
 from robust_pl.callbacks import FGSM, PGD, NoisyFGSM
 from robust_pl.functional.ratio import Ratio
 from robust_pl.methods import FGSMAT, FGSMCUAP, FGSMFUAP, FGSMUAP, Example
-from robust_pl.methods.clusters import Clusters
+from robust_pl.methods.fast.clusters import Clusters
 from robust_pl.nets import SmallCNN
 
 from .test_methods import QUIET, Counted, loader, sgd

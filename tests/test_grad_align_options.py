@@ -9,7 +9,7 @@ from torch import Tensor
 
 from robust_pl.callbacks import FGSM
 from robust_pl.methods import GradAlign
-from robust_pl.methods.adversarial.grad_align import AlignedExample
+from robust_pl.methods.fast.grad_align import AlignedExample
 
 from .test_single_step_methods import EPS, Quadratic
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from robust_pl.callbacks import FGSM
 from robust_pl.functional.output_distances import nuclear_distance, softmax_distance
 from robust_pl.methods import GAT, Example, NuAT
-from robust_pl.methods.adversarial.guided_fgsm import GuidedFGSM
+from robust_pl.methods.fast.guided_fgsm import GuidedFGSM
 from robust_pl.nets import SmallCNN
 
 from .test_methods import QUIET, loader, sgd

@@ -15,8 +15,8 @@ from torch.utils.data import DataLoader, TensorDataset
 from robust_pl.callbacks import AWP, FGSM, PGD, RWP, SAM, NoisyFGSM, Square
 from robust_pl.callbacks.weights.perturbation import Displaced
 from robust_pl.methods import FGSMPGI, FGSMRSCS
-from robust_pl.methods.adversarial.prior import PriorExample
-from robust_pl.methods.started import KeptPass, check_given_start, logits_at_start, run_from
+from robust_pl.methods.fast.prior import PriorExample
+from robust_pl.methods.fast.started import KeptPass, check_given_start, logits_at_start, run_from
 from robust_pl.nets import SmallCNN
 
 from .test_methods import QUIET, Counted, sgd

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from ..callbacks.attacks.base import Attack
-from ..callbacks.attacks.fgsm import FGSM
-from ..callbacks.attacks.ledger import Attacked
-from .base import Method
-from .example import Example
+from ...callbacks.attacks.base import Attack
+from ...callbacks.attacks.fgsm import FGSM
+from ...callbacks.attacks.ledger import Attacked
+from ..base import Method
+from ..example import Example
 
 
 class KeptPass:

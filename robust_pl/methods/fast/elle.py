@@ -11,8 +11,6 @@ from torch import Tensor, nn
 from torch.optim import SGD
 
 from ...callbacks.attacks.base import Attack
-from ...callbacks.attacks.checks import per_sample_eps
-from ...callbacks.attacks.draws import StreamDraws, seed_from
 from ...callbacks.attacks.fgsm import FGSM
 from ...functional.losses import hard, hard_cross_entropy, wide
 from ...functional.regularizers import linearity_error
@@ -20,6 +18,7 @@ from ...nets.statistics import untracked
 from ..base import Method, OptimizerFactory
 from ..example import Example
 from ..schedules import Schedule
+from .crafting import draws_of, radius_of
 
 
 @dataclass
@@ -93,11 +92,7 @@ class ELLE(Method):
         example = self.clean(batch)
         x_adv = self.run_attack(example, eps).x_adv
         x = wide(example.x)
-        radius = self.attack.eps if eps is None else eps
-        if isinstance(radius, Tensor):
-            radius = per_sample_eps(radius, x)
-        # Keyed by the attack's calls, which are kept in checkpoints.
-        draws = StreamDraws(seed_from(self.attack.seed, self.global_rank, self.attack.calls, "elle"), x.device)
+        radius, draws = radius_of(self, x, eps), draws_of(self, "elle", x.device)
         first, second = (x + radius * (2 * draws.uniform(x) - 1) for _ in range(2))
         share = draws.uniform(x[:, :1, :1, :1])
         points = torch.stack([first, second, (1 - share) * first + share * second], 1)

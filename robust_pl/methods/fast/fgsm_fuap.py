@@ -10,13 +10,14 @@ from torch.optim import SGD
 
 from ...callbacks.attacks.base import Attack
 from ...callbacks.attacks.checks import Number, check_count
-from ...callbacks.attacks.draws import StreamDraws, seed_from
+from ...callbacks.attacks.draws import seed_from
 from ...callbacks.attacks.penultimate import Penultimate
 from ...callbacks.attacks.prepare import prepared
 from ...functional.losses import wide
 from ..base import OptimizerFactory
-from ..clusters import Clusters
 from ..schedules import Schedule
+from .clusters import Clusters
+from .crafting import draws_of, radius_of
 from .fgsm_uap import FGSMUAP, GroupedExample
 
 
@@ -35,8 +36,8 @@ class FGSMFUAP(FGSMUAP):
     """FGSM-FUAP (Pan, Li and Yao, AAAI 2024): :class:`FGSMUAP` with one universal perturbation for each cluster of features.
 
     Noise U(-eps, eps) is added first and cut to the box; the features of that image, what the last linear layer reads, say its
-    cluster, see :class:`robust_pl.methods.clusters.Clusters`. Then the cluster's perturbation is added, and the sum cut to the
-    ball and the box. The clusters' weights learn from each step once, with the labels of the loss, by an Adam of their own;
+    cluster, see :class:`robust_pl.methods.fast.clusters.Clusters`. Then the cluster's perturbation is added, and the sum cut to
+    the ball and the box. The clusters' weights learn from each step once, with the labels of the loss, by an Adam of their own;
     they are in no optimizer, average or weight perturbation of the network. A compiled network is refused.
 
     Cost: three forward and three backward passes a step; the first, of the noisy image, has no gradient. It is in the
@@ -80,8 +81,8 @@ class FGSMFUAP(FGSMUAP):
 
     def craft(self, batch: tuple[Tensor, ...], eps: Tensor | None = None) -> ClusteredExample:
         example = self.clean(batch)
-        x, radius = wide(example.x), self.radius(example, eps)
-        draws = StreamDraws(seed_from(self.attack.seed, self.global_rank, self.attack.calls, "fuap"), x.device)
+        x = wide(example.x)
+        radius, draws = radius_of(self, x, eps), draws_of(self, "fuap", x.device)
         noisy = (x + radius * (2 * draws.uniform(x) - 1)).clamp(0.0, 1.0)
         with prepared(self, self.attack.bn_mode), torch.no_grad():
             features = wide(Penultimate(self, self.layer)(noisy.to(example.x.dtype))[0])

@@ -9,8 +9,6 @@ from torch import Tensor, nn
 from torch.optim import SGD
 
 from ...callbacks.attacks.base import OBJECTIVES, Attack
-from ...callbacks.attacks.checks import per_sample_eps
-from ...callbacks.attacks.draws import StreamDraws, seed_from
 from ...callbacks.attacks.fgsm import FGSM
 from ...callbacks.attacks.problem import Objective
 from ...functional.gradients import input_gradient
@@ -18,6 +16,7 @@ from ...functional.regularizers import gradient_alignment
 from ..base import Method, OptimizerFactory
 from ..example import Example
 from ..schedules import Schedule
+from .crafting import draws_of, radius_of
 
 
 @dataclass
@@ -92,12 +91,8 @@ class GradAlign(Method):
             raise ValueError(
                 f"GradAlign uses the attack's gradient at x, and {type(self.attack).__name__} takes none: choose FGSM"
             )
-        # Keyed by the attack's calls, which are kept in checkpoints.
-        draws = StreamDraws(seed_from(self.attack.seed, self.global_rank, self.attack.calls, "gradalign"), example.x.device)
-        radius = self.attack.eps if eps is None else eps
-        if isinstance(radius, Tensor):
-            radius = per_sample_eps(radius, example.x)
-        noise = radius * (2 * draws.uniform(example.x) - 1)
+        draws = draws_of(self, "gradalign", example.x.device)
+        noise = radius_of(self, example.x, eps) * (2 * draws.uniform(example.x) - 1)
         x, y, index = example.x, example.y, example.index
         return AlignedExample(x, y, index, attacked.x_adv.to(x.dtype), attacked.first_gradient.to(x.dtype), noise)
 

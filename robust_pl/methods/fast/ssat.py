@@ -11,10 +11,10 @@ from ...callbacks.attacks.checks import check_count
 from ...callbacks.attacks.fgsm import FGSM
 from ...callbacks.attacks.prepare import prepared
 from ...functional.losses import hard
+from ..adversarial.pgd_at import PGDAT
 from ..base import OptimizerFactory
 from ..example import Example
 from ..schedules import Schedule
-from .pgd_at import PGDAT
 
 
 class SSAT(PGDAT):

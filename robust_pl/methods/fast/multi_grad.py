@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ...callbacks.attacks.unanimous_fgsm import UnanimousFGSM
-from .pgd_at import PGDAT
+from ..adversarial.pgd_at import PGDAT
 
 
 class MultiGrad(PGDAT):

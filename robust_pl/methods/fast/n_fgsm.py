@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ...callbacks.attacks.noisy_fgsm import NoisyFGSM
-from .pgd_at import PGDAT
+from ..adversarial.pgd_at import PGDAT
 
 
 class NFGSM(PGDAT):

@@ -8,9 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..callbacks.attacks.draws import StreamDraws
-from .late_buffers import LateBuffers
-from .ranks import mean_over_ranks
+from ...callbacks.attacks.draws import StreamDraws
+from ..late_buffers import LateBuffers
+from ..ranks import mean_over_ranks
 
 _BETAS, _TINY = (0.9, 0.999), 1e-8
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.optim import SGD
 
 from ...callbacks.attacks.base import Attack
-from ...callbacks.attacks.checks import Number, per_sample_eps
+from ...callbacks.attacks.checks import Number
 from ...callbacks.attacks.draws import StreamDraws, seed_from
 from ...callbacks.attacks.fgsm import FGSM
 from ...functional.fairness import class_sums
@@ -22,7 +22,8 @@ from ..example import Example
 from ..late_buffers import LateBuffers
 from ..ranks import sum_over_ranks
 from ..schedules import Schedule
-from ..started import StartedExample, check_given_start, logits_at_start, run_from
+from .crafting import radius_of
+from .started import StartedExample, check_given_start, logits_at_start, run_from
 
 
 @dataclass
@@ -109,12 +110,7 @@ class FGSMUAP(Method):
 
     def craft(self, batch: tuple[Tensor, ...], eps: Tensor | None = None) -> GroupedExample:
         example = self.clean(batch)
-        return self.attacked(example, self.radius(example, eps), wide(example.x), self.group(example))
-
-    def radius(self, example: Example, eps: Tensor | None) -> float | Tensor:
-        """Of the ball: the attack's, unless each sample has its own."""
-        radius = self.attack.eps if eps is None else eps
-        return per_sample_eps(radius, example.x) if isinstance(radius, Tensor) else radius
+        return self.attacked(example, radius_of(self, example.x, eps), wide(example.x), self.group(example))
 
     def attacked(self, example: Example, radius: float | Tensor, at: Tensor, group: Tensor) -> GroupedExample:
         """Attack from ``at``, pixels (B, C, H, W), with the perturbation of each sample's group added."""

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.optim import SGD
 
 from ...callbacks.attacks.base import Attack
-from ...callbacks.attacks.checks import check_count, per_sample_eps
+from ...callbacks.attacks.checks import check_count
 from ...callbacks.attacks.draws import Draws, StreamDraws, seed_from
 from ...callbacks.attacks.fgsm import FGSM
 from ...callbacks.attacks.noisy_fgsm import NoisyFGSM
@@ -25,7 +25,8 @@ from ..base import Method, OptimizerFactory
 from ..late_buffers import LateBuffers
 from ..ranks import sum_over_ranks
 from ..schedules import Schedule
-from ..started import StartedExample, check_given_start, logits_at_start, run_from
+from .crafting import draws_of, radius_of
+from .started import StartedExample, check_given_start, logits_at_start, run_from
 
 _GREY = 0.5
 
@@ -126,10 +127,7 @@ class LIET(Method):
             # Without the rank in it: all processes draw the same.
             self._find_patterns(x, StreamDraws(seed_from(seed, self.attack.calls, "patterns"), x.device))
             self._due = False
-        draws = StreamDraws(seed_from(seed, self.global_rank, self.attack.calls, "liet"), x.device)
-        radius = self.attack.eps if eps is None else eps
-        if isinstance(radius, Tensor):
-            radius = per_sample_eps(radius, x)
+        radius, draws = radius_of(self, x, eps), draws_of(self, "liet", x.device)
         start = (x + self._initial(x, hard(example.y), radius, draws)).clamp(0.0, 1.0)
         # The attack maximises cross-entropy of the labels that it is given.
         started = run_from(self, replace(example, y=self._soft(example.y, x, draws)), eps, start)
