@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from ...scenes.view_space import Parameter, Range, ViewSpace
+from ...scenes.natural import USUAL_ELEVATION, natural_space
+from ...scenes.view_space import Range, ViewSpace
 from .base import ViewpointAttack
 from .distribution import UniformViews
 from .problem import ViewProblem
@@ -29,7 +30,7 @@ class NaturalViews(ViewpointAttack):
 
     def __init__(
         self,
-        elevation: Range = (10.0, 50.0),
+        elevation: Range = USUAL_ELEVATION,
         *,
         space: ViewSpace | None = None,
         eval_samples: int = 100,
@@ -50,10 +51,8 @@ class NaturalViews(ViewpointAttack):
             every_n_epochs=every_n_epochs,
             folder=folder,
         )
-        low, high = elevation
-        if not -90 <= low < high <= 90:
-            raise ValueError(f"elevation=({low}, {high}) must rise and lie in [-90, 90] degrees, such as (10, 50)")
-        self.elevation = (low, high)
+        natural_space(ViewSpace(), elevation)  # refuses elevations that are none
+        self.elevation = (elevation[0], elevation[1])
 
     def space_of(self, space: ViewSpace) -> ViewSpace:
         return natural_space(space, self.elevation)
@@ -61,12 +60,3 @@ class NaturalViews(ViewpointAttack):
     def search(self, problem: ViewProblem, order: Order) -> Searched:
         refuse_start(self, order)
         return Searched(UniformViews(problem.space, problem.ids), torch.zeros(len(problem.ids), 0, 2))
-
-
-def natural_space(space: ViewSpace, elevation: Range) -> ViewSpace:
-    """Upright views from all around, at the elevations, with distance and shifts of ``space``."""
-    moves: list[Parameter] = [name for name in ("r", "x", "y") if name in space.active]
-    fixed: dict[Parameter, float] = {name: value for name, value in space.fixed.items() if name in ("r", "x", "y")}
-    ranges = {name: space.ranges[name] for name in ("r", "x", "y")}
-    phi = (90 - elevation[1], 90 - elevation[0])
-    return ViewSpace(phi=phi, **ranges, active=["theta", "phi", *moves], fixed={**fixed, "gamma": 0.0})

@@ -17,8 +17,10 @@ __getattr__, __dir__, __all__ = attach(
         "HeldOut": "held_out",
         "ImageFolderDataModule": "image_folder",
         "LabelSmoothing": "mixing",
+        "ProceduralViewsDataModule": "procedural_views",
         "RandAugment": "rand_augment",
         "TinyImageNetDataModule": "tiny_imagenet",
         "ViewImages": "view_images",
+        "ViewTable": "view_table",
     },
 )

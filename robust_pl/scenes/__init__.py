@@ -17,5 +17,6 @@ __getattr__, __dir__, __all__ = attach(
         "Views": "renderer",
         "load_mesh": "mesh_files",
         "make_solid": "solids",
+        "natural_space": "natural",
     },
 )
