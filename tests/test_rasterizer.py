@@ -12,9 +12,7 @@ import trimesh
 from torch import Tensor
 
 from robust_pl.functional.viewpoints import camera_to_world
-from robust_pl.scenes import Mesh, MeshRasterizer, Renderer
-from robust_pl.scenes import fragments as fragments_module
-from robust_pl.scenes import rasterizer as rasterizer_module
+from robust_pl.scenes import Mesh, MeshRasterizer, Renderer, fragments
 from robust_pl.scenes.renderer import focal_length, pixel_rays
 
 FOV = 39.6
@@ -185,7 +183,8 @@ def test_lambert(turn: bool) -> None:
     """A plane towards +z: colour * (ambient + directional * cos), whatever its winding; from behind it is not lit."""
     color = torch.tensor([[0.8, 0.5, 0.25]])
     corners = torch.tensor([[-1.0, -1, 0], [1, -1, 0], [1, 1, 0], [-1, 1, 0]])
-    mesh = Mesh(corners, SQUARE.flip(1) if turn else SQUARE, colors=color.expand(4, 3))
+    normals = torch.tensor([[0.0, 0, 1]]).expand(4, 3)
+    mesh = Mesh(corners, SQUARE.flip(1) if turn else SQUARE, colors=color.expand(4, 3), normals=normals)
     pose = camera_to_world(torch.tensor([[0.0, 0, 0, 3, 0, 0], [0, 0, 180, 3, 0, 0]]))
     for light in ((0.0, 0, 2), (1.0, 0, 1), (3.0, 0, 4), (1.0, 0, 0)):
         rgb = MeshRasterizer(mesh, (8, 8), FOV, ambient=0.25, directional=0.5, light=light).render(pose).rgb[:, :, 4, 4]
@@ -208,6 +207,27 @@ def test_shading_of_a_sphere() -> None:
     assert (rgb[:, 0][hit] - expected[hit]).abs().max() < 0.02
 
 
+def test_interpolated_normals_have_length_one() -> None:
+    """They turn from 45 degrees to the left to 45 degrees to the right, and face the light in the middle."""
+    normals = torch.tensor([[-1.0, 0, 1], [1, 0, 1], [1, 0, 1], [-1, 0, 1]])
+    mesh = square([[-1.0, -1, -3], [1, -1, -3], [1, 1, -3], [-1, 1, -3]], normals=normals)
+    row = MeshRasterizer(mesh, (5, 65), FOV, ambient=0.0, directional=1.0, light=(0, 0, 1)).render(ahead()).rgb[0, 0, 2]
+    x = 3 * (torch.arange(65) - 32) / focal_length(FOV, 65)
+    seen = x.abs() < 1
+    torch.testing.assert_close(row[seen], 1 / (1 + x[seen].square()).sqrt())
+
+
+def test_faces_seen_edge_on_stay_behind_what_is_before_them() -> None:
+    """Rounding must not bring them forwards, although 1 / z of their plane is not well defined."""
+    generator = torch.Generator().manual_seed(12)
+    needles = torch.rand(4000, 3, 3, generator=generator) * torch.tensor([1e-6, 2, 2]) - torch.tensor([5e-7, 1, 5])
+    behind = Mesh(needles.view(-1, 3), torch.arange(12000).view(-1, 3), colors=torch.zeros(12000, 3))
+    front = square([[-2.0, -2, -2.9], [2, -2, -2.9], [2, 2, -2.9], [-2, 2, -2.9]])
+    renderer = MeshRasterizer(Mesh.joined([front, behind]), (65, 65), FOV, **LIT)
+    assert MeshRasterizer(behind, (65, 65)).render(ahead()).alpha.sum() > 50
+    assert (renderer.render(ahead()).rgb > 0.999).all()
+
+
 def test_a_plane_through_the_camera() -> None:
     """The floor begins behind the camera: seen up to the horizon, and exactly in perspective; nothing is mirrored above."""
     corners = [[-50.0, -1, 50], [50, -1, 50], [50, -1, -50], [-50, -1, -50]]
@@ -225,6 +245,10 @@ def test_what_is_behind_or_too_near_is_not_seen() -> None:
     touching = square([[-1.0, -1, -5e-4], [1, -1, -5e-4], [1, 1, -5e-4], [-1, 1, -5e-4]])
     for mesh in (behind, touching):
         assert MeshRasterizer(mesh, (8, 8)).render(ahead()).alpha.sum() == 0
+    floor = square([[-1.0, -2e-4, 1], [1, -2e-4, 1], [1, -2e-4, -1], [-1, -2e-4, -1]])
+    alpha = MeshRasterizer(floor, (64, 64), FOV).render(ahead()).alpha[0, 0, :, 32]
+    depth = 2e-4 * focal_length(FOV, 64) / (torch.arange(64) + 0.5 - 32)
+    assert torch.equal(alpha > 0, (depth > 1e-3) & (depth < 1)) and (0 < alpha.sum() < 32)
 
 
 def test_the_inside_of_a_closed_mesh() -> None:
@@ -268,8 +292,7 @@ def test_a_batch_is_its_single_views_bit_for_bit(supersampling: int, monkeypatch
     for k in range(7):
         for one, all_ in zip(renderer.render(pose[k : k + 1]), together, strict=True):
             assert torch.equal(one[0], all_[k])
-    for module in (fragments_module, rasterizer_module):
-        monkeypatch.setattr(module, "FRAGMENTS", 1000)
+    monkeypatch.setattr(fragments, "FRAGMENTS", 1000)
     for small, large in zip(renderer.render(pose), together, strict=True):
         assert torch.equal(small, large)
 
@@ -284,9 +307,10 @@ def test_supersampling_is_the_mean_of_a_larger_image() -> None:
 
 
 def test_poses_without_a_place_see_nothing() -> None:
-    pose = poses(4)
+    pose = poses(5)
     pose[1, 0, 3], pose[2, :, 3] = math.nan, math.inf
     pose[3, :3, :3] = math.nan
+    pose[4, :3, 3] = 1e30
     views = MeshRasterizer(TORUS, (16, 16)).render(pose)
     assert views.alpha[0].any() and not views.alpha[1:].any() and views.rgb.isfinite().all()
 

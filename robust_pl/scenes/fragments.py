@@ -23,8 +23,8 @@ from torch import Tensor
 
 NEAR = 1e-3
 """Nothing nearer than this in front of a camera is seen, in units of the scene."""
-FRAGMENTS = 1 << 20
-"""About how many fragments are held at a time, about 100 bytes each."""
+FRAGMENTS = 1 << 18
+"""About how many fragments a CPU holds at a time, of some 100 bytes: few enough for its caches."""
 MARGIN = 1e-3
 """Pixels by which bounds are widened against rounding, so that the edges alone decide what lies inside."""
 
@@ -61,7 +61,7 @@ class Faces(NamedTuple):
         # Also where the pose is not finite; such a face is nowhere.
         drawn = (z > NEAR).any(0) & (volume.abs() > 0) & (volume.abs() < torch.inf)
         bounds = torch.where(drawn, bounds, -everywhere)
-        nearness = torch.stack([torch.where(whole, near.amin(0), 0.0), near.amax(0)])
+        nearness = torch.stack([torch.where(whole, near.amin(0), 0.0), torch.where(whole, near.amax(0), torch.inf)])
         return Faces(torch.stack(edges, 1).flatten(0, 1) * turned, bounds, normal / volume, nearness, -turned, view, face)
 
     def weights(self, which: Tensor, x: Tensor, y: Tensor) -> Tensor:
@@ -83,19 +83,19 @@ class Faces(NamedTuple):
         last = (bottom + (shift + MARGIN)).clamp(-1, height - 1).floor().long()
         aside = (left > right) | (left > width / 2) | (right < -width / 2)
         for face, step in _expanded((last - first + 1).clamp(min=0).masked_fill(aside, 0)):
-            row = first[face] + step
+            row = first.index_select(0, face) + step
             y = row - shift
             begin, count = self._spans(face, y, width)
-            start = (self.view[face] * height + row) * width
+            start = (self.view.index_select(0, face) * height + row) * width
             a, b, c = self.depth.index_select(1, face)
             slope = torch.stack([a, b * y + c, *self.nearness.index_select(1, face)])
             for line, column in _expanded(count):
-                column += begin[line]
+                column += begin.index_select(0, line)
                 a, c, low, high = slope.index_select(1, line)
                 # Seen at a grazing angle the plane may leave the range of its corners by rounding.
                 near = (a * (column - (width - 1) / 2) + c).clamp(low, high)
-                key = (near.view(torch.int32).long() << 32) | face[line]
-                seen.scatter_reduce_(0, start[line] + column, key.masked_fill_(near > 1 / NEAR, 0), "amax")
+                key = (near.view(torch.int32).long() << 32) | face.index_select(0, line)
+                seen.scatter_reduce_(0, column.add_(start.index_select(0, line)), key.masked_fill_(near > 1 / NEAR, 0), "amax")
         return seen
 
     def _spans(self, face: Tensor, y: Tensor, width: int) -> tuple[Tensor, Tensor]:
@@ -115,19 +115,24 @@ class Faces(NamedTuple):
         return begin, (end - begin + 1).clamp(min=0)
 
 
+def at_once(device: torch.device) -> int:
+    """About how many fragments, faces or pixels to hold at a time."""
+    return FRAGMENTS if device.type == "cpu" else 32 * FRAGMENTS
+
+
 def face_of(seen: Tensor) -> Tensor:
     """Number of the face, in :class:`Faces`, of what a pixel sees."""
     return seen & 0xFFFFFFFF
 
 
 def _expanded(count: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    """Owner and running number, from 0, of what each owner counts; in pieces of about ``FRAGMENTS``."""
-    pieces = math.ceil(int(count.sum()) / FRAGMENTS)
+    """Owner and running number, from 0, of what each owner counts; piece by piece."""
+    pieces = math.ceil(int(count.sum()) / at_once(count.device))
     for owners in torch.arange(len(count), device=count.device).chunk(max(1, pieces)):
         of_each = count[owners]
         place = torch.repeat_interleave(of_each)
         start = of_each.cumsum(0) - of_each
-        yield owners[place], torch.arange(len(place), device=count.device) - start[place]
+        yield owners.index_select(0, place), torch.arange(len(place), device=count.device) - start.index_select(0, place)
 
 
 def _cross(a: Tensor, b: Tensor) -> Tensor:

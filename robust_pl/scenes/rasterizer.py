@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .fragments import FRAGMENTS, Faces, face_of
+from .fragments import Faces, at_once, face_of
 from .mesh import Mesh
 from .renderer import Views, focal_length
 
@@ -25,8 +25,8 @@ class MeshRasterizer:
     light), textures are bilinear and without mip maps: far views of fine textures ask for supersampling.
 
     Poses are rigid (no scale). Rendering is in float32 and not differentiable. No loop runs over pixels, faces or poses, only
-    over chunks of about a million faces, pixels or fragments; what a pose gives does not depend on the others. On a GPU each
-    chunk waits a few times for the number of faces and fragments.
+    over chunks of about 260,000 faces, pixels or fragments (8 million on a GPU), and what a pose gives does not depend on the
+    others. On a GPU each chunk waits a few times for the number of faces and fragments.
 
     Args:
         mesh: what is seen.
@@ -101,8 +101,8 @@ class MeshRasterizer:
             self._scene = self._scene.to(pose.device)
         height, width = self.image_size
         samples = height * width * self.supersampling**2
-        at_once = max(1, FRAGMENTS // max(samples, len(self._scene.faces)))
-        parts = [self._render(chunk) for chunk in pose.split(at_once)]
+        poses = max(1, at_once(pose.device) // max(samples, self._scene.faces.shape[1]))
+        parts = [self._render(chunk) for chunk in pose.split(poses)]
         return Views(torch.cat([part.rgb for part in parts]), torch.cat([part.alpha for part in parts]))
 
     def _render(self, pose: Tensor) -> Views:
@@ -110,7 +110,7 @@ class MeshRasterizer:
         faces = self._scene.seen(pose, self.focal)
         nearest = faces.nearest(len(pose), height, width)
         sample = nearest.nonzero().squeeze(1)
-        color = self._shade(faces, face_of(nearest[sample]), sample % (height * width), width, height)
+        color = self._shade(faces, face_of(nearest.index_select(0, sample)), sample, width, height)
         rgb = torch.zeros(3, len(nearest), device=pose.device).index_copy_(1, sample, color)
         alpha = (nearest > 0).float()
         rgb = self._mean(rgb.view(3, len(pose), height, width)).transpose(0, 1).contiguous()
@@ -124,20 +124,21 @@ class MeshRasterizer:
         total = sum(samples[..., down::s, across::s] for down in range(s) for across in range(s))
         return total / (s * s)
 
-    def _shade(self, faces: Faces, which: Tensor, place: Tensor, width: int, height: int) -> Tensor:
-        """Colours (3, S) of samples at places in their image, each of which sees a face."""
-        row = torch.div(place, width, rounding_mode="floor")
-        weights = faces.weights(which, (place - row * width) + (0.5 - width / 2), row + (0.5 - height / 2))
-        face = faces.face[which]
+    def _shade(self, faces: Faces, which: Tensor, sample: Tensor, width: int, height: int) -> Tensor:
+        """Colours (3, S) of samples, counted over all images, each of which sees a face."""
+        face, side, view = (values.index_select(0, which) for values in (faces.face, faces.side, faces.view))
+        line = torch.div(sample, width, rounding_mode="floor")
+        x, y = (sample - line * width) - (width - 1) / 2, (line - view * height) - (height - 1) / 2
+        weights = faces.weights(which, x, y)
         first, second, third = self._scene.corners.index_select(1, face).chunk(3)
         value = first * weights[0] + second * weights[1] + third * weights[2]
         color, normal, uv = value[:3], value[3:6], value[6:]
         light = F.normalize(torch.tensor(self.light, dtype=torch.float64), dim=0).tolist()
         length = (normal[0] * normal[0] + normal[1] * normal[1] + normal[2] * normal[2]).sqrt()
         towards = normal[0] * light[0] + normal[1] * light[1] + normal[2] * light[2]
-        cosine = (towards * faces.side[which] / length.clamp(min=1e-12)).clamp(min=0.0)
+        cosine = (towards * side / length.clamp(min=1e-12)).clamp(min=0.0)
         if len(uv):
-            color = color * self._scene.texel(uv, self._scene.texture_of_face[face])
+            color = color * self._scene.texel(uv, self._scene.texture_of_face.index_select(0, face))
         return (color * (self.ambient + self.directional * cosine)).clamp(0.0, 1.0)
 
 
