@@ -150,6 +150,17 @@ def test_gltf_with_several_parts_that_are_moved(tmp_path: Path, name: str) -> No
         assert seen(part.fitted()).tolist() == colors
 
 
+def test_gltf_multiplies_colours_of_vertices_with_the_material(tmp_path: Path) -> None:
+    material = trimesh.visual.material.PBRMaterial(baseColorFactor=[255, 51, 255, 255])
+    visual = trimesh.visual.TextureVisuals(uv=np.zeros((4, 2)), material=material)
+    colors = np.array([[255, 255, 255, 255], [255, 255, 0, 255], [0, 255, 0, 255], [102, 255, 102, 255]], dtype=np.uint8)
+    visual.vertex_attributes["color"] = colors
+    trimesh.Trimesh(CORNERS, SQUARE, visual=visual, process=False).export(tmp_path / "square.glb")
+    mesh = load_mesh(tmp_path / "square.glb")
+    expected = (torch.from_numpy(colors)[:, :3] / 255 * torch.tensor([1.0, 0.2, 1.0])) ** (1 / 2.2)
+    torch.testing.assert_close(mesh.colors, expected[mesh.faces])
+
+
 def test_what_a_closed_mesh_is() -> None:
     box, inverted = trimesh.creation.box(), trimesh.creation.box()
     inverted.invert()

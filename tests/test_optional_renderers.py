@@ -53,6 +53,7 @@ def test_silhouette_of_a_sphere(renderer_class: Any) -> None:
     assert (views.alpha[:, :, away < radius - 1] > 0.999).all() and (views.alpha[:, :, away > radius + 1] == 0).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["mug", "letter"])
 def test_the_same_picture_as_the_rasterizer(renderer_class: Any, kind: str) -> None:
     """Lit from everywhere alike: place, texture and orientation agree, in a wide image from a tilted camera."""
@@ -71,6 +72,7 @@ def test_the_same_picture_as_the_rasterizer(renderer_class: Any, kind: str) -> N
     assert np.corrcoef(ours.rgb.flatten(), theirs.rgb.flatten())[0, 1] > max(0.9, flipped + 0.05)
 
 
+@pytest.mark.slow
 def test_the_sun_shines_from_where_it_is(renderer_class: Any) -> None:
     light = (0.6, 0.0, 0.8)
     ours, theirs = (
@@ -82,6 +84,7 @@ def test_the_sun_shines_from_where_it_is(renderer_class: Any) -> None:
     assert np.corrcoef(ours.flatten(), theirs.flatten())[0, 1] > 0.98
 
 
+@pytest.mark.slow
 def test_the_same_poses_give_the_same_images(renderer_class: Any) -> None:
     renderer = renderer_class(make_solid("torus", 1), (32, 32), FOV)
     first, alone = renderer.render(poses()), renderer.render(poses()[1:])

@@ -117,7 +117,7 @@ def _part(surface: trimesh.Trimesh, transform: np.ndarray, uv: np.ndarray | None
 
 
 def _colors(surface: trimesh.Trimesh, textured: bool) -> Tensor | None:
-    """In [0, 1] by vertex (V, 3), by face (F, 1, 3), or of the whole surface, (F, 1, 3)."""
+    """In [0, 1] by vertex (V, 3), by face (F, 1, 3) or by corner (F, 3, 3)."""
     visual = surface.visual
     if visual.kind == "vertex":
         return _tensor(visual.vertex_colors)[:, :3] / 255
@@ -127,9 +127,13 @@ def _colors(surface: trimesh.Trimesh, textured: bool) -> Tensor | None:
     factor = getattr(material, "baseColorFactor", None)
     if factor is None and not textured:
         factor = getattr(material, "diffuse", None)  # with a picture it would only darken it
-    if factor is None:
-        return None
-    return (_tensor(factor)[:3] / 255).expand(len(surface.faces), 1, 3)
+    colors = None if factor is None else (_tensor(factor)[:3] / 255).expand(len(surface.faces), 1, 3)
+    written = getattr(visual, "vertex_attributes", {}).get("color")  # of glTF, beside a material
+    if written is not None:
+        scale = np.iinfo(written.dtype).max if written.dtype.kind in "iu" else 1.0
+        by_vertex = (_tensor(written)[:, :3] / scale)[torch.from_numpy(np.array(surface.faces))]
+        colors = by_vertex if colors is None else by_vertex * colors
+    return colors
 
 
 def _named_pictures(path: Path) -> dict[str, str]:
@@ -144,10 +148,11 @@ def _named_pictures(path: Path) -> dict[str, str]:
         used = {name.strip() for name in re.findall(r"^\s*usemtl\s+(.+)$", text, re.MULTILINE)}
         for library in re.findall(r"^\s*mtllib\s+(.+)$", text, re.MULTILINE)[:1]:
             materials = _existing(folder, library.strip(), "material file", path).read_text(errors="replace")
-            for name, body in re.findall(r"^\s*newmtl\s+(.+)\n((?:(?!\s*newmtl).*\n?)*)", materials, re.MULTILINE):
-                picture = re.search(r"^\s*map_kd\s+(.+)$", body, re.MULTILINE | re.IGNORECASE)
-                if picture and name.strip() in used:
-                    pictures[name.strip()] = picture[1].strip()
+            for material in re.split(r"^\s*newmtl\s+", materials, flags=re.MULTILINE)[1:]:
+                name = material.partition("\n")[0].strip()
+                picture = re.search(r"^\s*map_kd\s+(.+)$", material, re.MULTILINE | re.IGNORECASE)
+                if picture and name in used:
+                    pictures[name] = picture[1].strip()
     found = list(pictures.values())
     if kind == ".gltf":
         try:
