@@ -32,7 +32,8 @@ class Best:
             rows: which samples they belong to, (n,); None means all.
         """
         rows = torch.arange(len(self.standing), device=x_adv.device) if rows is None else rows
-        part = self.problem if len(rows) == len(self.standing) else self.problem.rows(rows)
+        # Nothing is drawn here, and to cut the draws would make a GPU wait.
+        part = self.problem if len(rows) == len(self.standing) else self.problem.rows(rows, self.problem.draws)
         fooled, value = part.fooled(logits), part.objective(logits).to(self.value.dtype)
         better = self.standing[rows] & (fooled | (value > self.value[rows]))
         self.x_adv[rows] = torch.where(better.view(-1, *[1] * (x_adv.dim() - 1)), x_adv, self.x_adv[rows])
