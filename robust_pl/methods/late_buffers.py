@@ -11,7 +11,8 @@ from torch import Tensor, nn
 class LateBuffers(nn.Module):
     """Buffers that are empty until the first batch of a run, or its checkpoint, tells their sizes.
 
-    Processes do not send them to each other, since DDP has looked for buffers by then: begin and move them alike on all.
+    Begin and move them alike on all processes: DDP sends those of the first process to all others, but only from the step on
+    that follows the one in which they began.
 
     Args:
         names: of the buffers.
