@@ -15,10 +15,11 @@ _TINY = 1e-12
 
 
 class DistributionPool(LateBuffers):
-    """A mixture of K Gaussians over u in D coordinates for each of N objects, see :class:`robust_pl.callbacks.ViewDistribution`.
+    """A mixture of K Gaussians over u in D coordinates for each of N objects.
 
     Buffers ``weights`` (N, K), or (N, K, D) where each coordinate has its own, ``mean`` and ``sigma`` (N, K, D), and ``epoch``
-    (N,), in which a mixture was last found; empty until the first ones are found or a checkpoint holds some.
+    (N,), in which a mixture was last found; empty until the first ones are found or a checkpoint holds some. What they mean:
+    :class:`robust_pl.callbacks.ViewDistribution`.
     """
 
     weights: Tensor

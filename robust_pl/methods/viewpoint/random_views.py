@@ -10,7 +10,7 @@ from .rendered_views import RenderedViews
 
 
 class RandomViewTraining(RenderedViews):
-    """Views spread uniformly over the ranges of the space: the ``random`` baseline of VIAT (Ruan et al. 2023, arXiv 2307.10235).
+    """Views spread uniformly over the space: the ``random`` baseline of VIAT (Ruan et al. 2023, arXiv 2307.10235).
 
     Arguments, costs and errors are those of :class:`RenderedViews`.
     """

@@ -174,6 +174,6 @@ def _scenes_of(data: object, who: str, num_classes: int) -> SceneSet:
     shape = getattr(data, "image_shape", None)
     if shape is not None and tuple(shape) != (3, *scenes.image_size):
         raise ValueError(
-            f"train_scenes are rendered as {(3, *scenes.image_size)} and the images are {tuple(shape)}: give both one image_size"
+            f"train_scenes give images {(3, *scenes.image_size)} and the data {tuple(shape)}: give both one image_size"
         )
     return scenes

@@ -105,6 +105,7 @@ class VIAT(RenderedViews):
             raise ValueError(f"start_epoch={start_epoch} must be at least 0")
         self.search, self.share, self.warm_iterations, self.start_epoch = search, share, warm_iterations, start_epoch
         self.pool = DistributionPool()
+        self._updated = -1
         self._resumed: dict[str, Any] | None = None
 
     def sample_views(self, which: Tensor, keys: Tensor) -> Tensor:
@@ -152,11 +153,13 @@ class VIAT(RenderedViews):
         if isinstance(bar := self.trainer.progress_bar_callback, ProgressBar):
             bar.attack_bar.hide()
         self.pool.put(rows, found.distribution, epoch)
+        self._updated = epoch
         if self._cache is not None:
             self._cache.forget(self._stale(rows))
-        self.log("train/search_renders", float(found.renders))
-        self.log("train/search_renders_per_second", found.renders_per_second)
-        self.log("train/search_loss", found.history[:, -1, 0].mean())
+        figures = {"renders": float(found.renders), "renders_per_second": found.renders_per_second}
+        figures["loss"] = found.history[:, -1, 0].mean().item()
+        for name, value in figures.items():
+            self.log(f"train/search_{name}", value, on_step=False, on_epoch=True, batch_size=1)
 
     def _in_a_folder(self, run: partial[Found], name: str) -> Found:
         """Go on in the folder ``name``, ``name-2``, ... that holds this search, or begin in the first that is not there."""
@@ -191,10 +194,11 @@ class VIAT(RenderedViews):
                     f"the checkpoint's distributions of viewpoints are for other {what} than those of this run: go on with the "
                     "data and the space of the run, or start a new one from its weights with --model.init_args.weights"
                 )
-        self._resumed = None
+        self._resumed, self._updated = None, self.pool.last
 
-    def on_train_epoch_start(self) -> None:
-        if self.start_epoch <= self.current_epoch != self.pool.last:
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        # An epoch has no start for Lightning where a run goes on from a checkpoint that the last step of the one before wrote.
+        if self.start_epoch <= self.current_epoch != self._updated:
             self.update_pool()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
