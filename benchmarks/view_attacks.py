@@ -1,8 +1,8 @@
 """What ``benchmarks.viewpoints`` tests a training by: ``python -m benchmarks.view_attacks FOLDER NAME ASKED SIZES``.
 
 Attacks the last weights of the run NAME in FOLDER on the objects of the test, and writes ``tests/NAME.json`` there. SIZES are
-the arguments of :func:`attacks`, as JSON; ASKED is kept in the file, and tells whether it is the one that was asked for. A killed
-one goes on where it was.
+the arguments of :func:`attacks`, as JSON; ASKED is kept in the file, and tells whether it is the one that was asked for. What
+was killed goes on where it was.
 """
 
 from __future__ import annotations

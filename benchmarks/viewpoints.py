@@ -11,8 +11,8 @@ command line as a user would; its last weights are then attacked on the objects 
 
 The table holds accuracy over 100 fresh views of each object, and beside it how many objects are still right at the worst of all
 views that were rendered and the mean loss there. A command runs in a process of one thread, as many at once as there are
-cores. What was finished is kept in ``--output`` and not done again; a killed training goes on from its last checkpoint, a killed
-attack where it was. Written are ``viewpoints.md`` and ``viewpoints.json``.
+cores. What was finished is kept in ``--output`` and not done again; a killed training goes on from its last checkpoint, and a
+killed attack where it was. Written are ``viewpoints.md`` and ``viewpoints.json``.
 """
 
 from __future__ import annotations

@@ -90,7 +90,7 @@ class VIAT(RenderedViews):
         weights: str | None = None,
         num_classes: int = 10,
     ) -> None:
-        search = GMVFool(components=15) if search is None else search
+        search = GMVFool(components=15, chunk=4) if search is None else search
         super().__init__(net, renders, views_per_object, search.space, seed, optimizer, schedule, weights, num_classes)
         if not isinstance(search, GMVFool | ViewFool):
             raise TypeError(
