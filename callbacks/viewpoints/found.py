@@ -102,10 +102,10 @@ class Found:
 
         Args:
             scenes: the objects, as the attack had them.
-            which: int64.
-            view: in degrees and units of the scene.
+            which: int64, on the device that renders.
+            view: in degrees and units of the scene, on that device.
         """
-        return scenes.images(which, self.distribution.space.to_matrix(view), background_keys(self.ids)[which])
+        return scenes.images(which, self.distribution.space.to_matrix(view), background_keys(self.ids).to(which.device)[which])
 
     def figures(self, name: str) -> dict[str, float]:
         """The figures over all objects, by the names under which they are logged."""

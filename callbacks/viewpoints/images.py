@@ -39,7 +39,13 @@ _AT_ONCE = 64
 
 
 def write_views(
-    found: Found, scenes: SceneSet, folder: Path, class_names: Sequence[str] | None, rank: int = 0, world_size: int = 1
+    found: Found,
+    scenes: SceneSet,
+    folder: Path,
+    class_names: Sequence[str] | None,
+    rank: int = 0,
+    world_size: int = 1,
+    device: torch.device | str = "cpu",
 ) -> None:
     """Render the fresh and the worst views of this process's share of the objects once more, and write them as PNGs.
 
@@ -50,14 +56,15 @@ def write_views(
         class_names: by label, to name the folders; None takes the numbers.
         rank: of this process.
         world_size: number of processes.
+        device: that renders; where the attack did, the pixels are those that the network saw.
     """
     folder = Path(folder)
     for number in range(rank, len(found.ids), world_size):
         files = list(_files(found, number, class_names))
         views = torch.cat([found.view[number], found.worst_view[number : number + 1]])
         for begin in range(0, len(views), _AT_ONCE):
-            part = views[begin : begin + _AT_ONCE]
-            images = found.images(scenes, torch.full((len(part),), number), part)
+            part = views[begin : begin + _AT_ONCE].to(device)
+            images = found.images(scenes, torch.full((len(part),), number, device=device), part)
             for file, image in zip(files[begin : begin + _AT_ONCE], images, strict=True):
                 _save(image, folder / file)
 

@@ -118,7 +118,7 @@ def _write(trainer: Trainer, found: Found, scenes: SceneSet, folder: Path, stage
     if stage != "test" or not found.u.shape[1]:
         return
     names = getattr(trainer.datamodule, "class_names", None)
-    write_views(found, scenes, folder, names, trainer.global_rank, trainer.world_size)
+    write_views(found, scenes, folder, names, trainer.global_rank, trainer.world_size, trainer.strategy.root_device)
     trainer.strategy.barrier()
     if trainer.is_global_zero:
         write_table(found, scenes, folder, names)
