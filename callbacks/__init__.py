@@ -62,6 +62,7 @@ __getattr__, __dir__, __all__ = attach(
         "RandomViews": "viewpoints.random_views",
         "NaturalViews": "viewpoints.natural_views",
         "ViewDistribution": "viewpoints.distribution",
+        "ViewSphere": "analysis.view_sphere",
         "ViewpointAttack": "viewpoints.base",
         "WeightTrajectory": "weights.trajectory",
     },

@@ -1,4 +1,4 @@
-"""Commands that need no Trainer: ``robust-pl audit`` and ``robust-pl report``."""
+"""Commands that need no Trainer: ``robust-pl audit`` and ``robust-pl turntable``."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from .data import ImageDataModule
 
 AUDIT = "Check a finished evaluation in a fresh process: sums, images, predictions, accuracies."
+TURNTABLE = "Film a mesh or a fitted scene from all around, as GIF or MP4."
 
 
 class _Parser(argparse.ArgumentParser):
@@ -65,3 +66,32 @@ def audit(arguments: Sequence[str]) -> None:
         passed &= found.passed
     if not passed:
         sys.exit(1)
+
+
+def turntable(arguments: Sequence[str]) -> None:
+    """``robust-pl turntable SCENE --output FILM``: writes the film.
+
+    Args:
+        arguments: what follows the command.
+    """
+    parser = _Parser("robust-pl turntable", description=TURNTABLE)
+    parser.add_argument("scene", type=Path, help="a mesh (.obj, .ply, .glb, .gltf), or a checkpoint of a fitted field (.ckpt)")
+    parser.add_argument("--output", type=Path, required=True, metavar="FILM", help="file to write, .gif or .mp4")
+    parser.add_argument("--elevation", type=float, default=20.0, help="of the camera, in degrees (default: 20)")
+    parser.add_argument("--frames", type=int, default=48, help="of one turn (default: 48)")
+    parser.add_argument("--fps", type=int, default=12, help="frames a second (default: 12)")
+    parser.add_argument("--size", type=int, default=256, help="height and width in pixels (default: 256)")
+    parser.add_argument("--distance", type=float, help="of the camera from the origin; by default all of the scene is seen")
+    parser.add_argument("--device", default="cpu", help="where it is rendered, such as cuda")
+    options = parser.parse_args(arguments)
+    from .report.turntable import write_turntable
+    from .scenes import MeshRasterizer, RadianceField, load_mesh
+    from .scenes.mesh_files import UP
+
+    size = (options.size, options.size)
+    if options.scene.suffix.lower() in UP:
+        renderer = MeshRasterizer(load_mesh(options.scene), size, supersampling=2)
+    else:
+        renderer = RadianceField.load(options.scene, image_size=size).to(options.device)
+    how = {name: getattr(options, name) for name in ("elevation", "frames", "fps", "distance", "device")}
+    print(write_turntable(renderer, options.output, **how))

@@ -14,6 +14,7 @@ from rich.console import Console
 from torch import Tensor
 
 from ...data.hashing import hash_keys, integers
+from ...report.viewpoint_report import write_viewpoint_report
 from ...scenes.scene_set import SceneSet
 from ...scenes.view_space import ViewSpace
 from ..attacks.draws import seed_from
@@ -24,6 +25,7 @@ from .chunks import OtherAttackError
 from .distribution import ViewDistribution
 from .found import Found, as_table
 from .images import write_table, write_views
+from .places import places_of
 
 if TYPE_CHECKING:
     from .base import ViewpointAttack
@@ -88,8 +90,8 @@ def measure(trainer: Trainer, pl_module: LightningModule, attack: ViewpointAttac
             found, folder = run(), root / f"{prefix}_{attack.name}"
         else:
             found, folder = _in_a_folder(run, root, f"{prefix}_{attack.name}")
-    _write(trainer, found, scenes, folder, stage)
     attack.found, attack.figures = found, found.figures(attack.name)
+    _write(trainer, attack, found, scenes, folder, stage)
     log_rows(pl_module, prefix, attack.figures, {f"acc_{attack.name}"} if stage == "validate" else ())
 
 
@@ -112,7 +114,7 @@ def _in_a_folder(run: partial[Found], root: Path, name: str) -> tuple[Found, Pat
     raise AssertionError
 
 
-def _write(trainer: Trainer, found: Found, scenes: SceneSet, folder: Path, stage: str) -> None:
+def _write(trainer: Trainer, attack: ViewpointAttack, found: Found, scenes: SceneSet, folder: Path, stage: str) -> None:
     if trainer.is_global_zero and isinstance(found.distribution, ViewDistribution):
         found.distribution.save(folder / DISTRIBUTION)
     if stage != "test" or not found.u.shape[1]:
@@ -122,6 +124,9 @@ def _write(trainer: Trainer, found: Found, scenes: SceneSet, folder: Path, stage
     trainer.strategy.barrier()
     if trainer.is_global_zero:
         write_table(found, scenes, folder, names)
+        figures = {key.removesuffix(f"_{attack.name}"): value for key, value in (attack.figures or {}).items()}
+        figures["renders"] = found.renders
+        write_viewpoint_report(folder, attack.name, figures, places_of(found.distribution), trainer.loggers)
 
 
 def _other_classes(pl_module: LightningModule, data: object, scenes: SceneSet, seed: int) -> Tensor:

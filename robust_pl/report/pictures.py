@@ -33,33 +33,38 @@ def grid(x: Tensor, x_adv: Tensor, captions: list[list[Caption]]) -> Image.Image
     height = len(rows) * (_CELL + _CAPTION + _GAP) + _GAP
     canvas = Image.new("RGB", (_MARGIN + len(x) * (_CELL + _GAP), height), "white")
     pen = ImageDraw.Draw(canvas)
-    pen.font = _font()
+    pen.font = font()
     for r, (title, images) in enumerate(rows):
         top = _GAP + r * (_CELL + _CAPTION + _GAP)
         pen.text((_GAP, top + _CELL // 2 - 8), title, fill="black")
         for c, image in enumerate(images):
             left = _MARGIN + c * (_CELL + _GAP)
-            canvas.paste(_cell(image), (left, top))
+            canvas.paste(picture(image, (_CELL, _CELL)), (left, top))
             text, right = captions[r][c]
-            pen.text((left, top + _CELL + 1), _fitting(pen, text), fill="black" if right else "red")
+            pen.text((left, top + _CELL + 1), fitting(pen, text, _CELL), fill="black" if right else "red")
     return canvas
 
 
 @cache
-def _font() -> ImageFont.FreeTypeFont:
+def font() -> ImageFont.FreeTypeFont:
     """The letters of the plots; Pillow's own lack some of those that reports need."""
     return ImageFont.truetype(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf", 11)
 
 
-def _fitting(pen: ImageDraw.ImageDraw, text: str) -> str:
-    while pen.textlength(text) > _CELL:
+def fitting(pen: ImageDraw.ImageDraw, text: str, width: int) -> str:
+    """As much of the text as goes into so many pixels."""
+    while pen.textlength(text) > width:
         text = text[:-1]
     return text
 
 
-def _cell(image: Tensor) -> Image.Image:
-    pixels = (image.clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()
+def picture(image: Tensor, size: tuple[int, int] | None = None) -> Image.Image:
+    """Pixels (C, H, W) in [0, 1] in RGB, of C one or three; enlarged or reduced to a width and height."""
+    pixels = (image.clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0).cpu().numpy()
     if pixels.shape[2] != 3:
         pixels = np.repeat(pixels[:, :, :1], 3, axis=2)
+    drawn = Image.fromarray(pixels)
+    if size is None or size == drawn.size:
+        return drawn
     # Nearest neighbour, so that single attacked pixels stay visible.
-    return Image.fromarray(pixels).resize((_CELL, _CELL), Image.Resampling.NEAREST)
+    return drawn.resize(size, Image.Resampling.NEAREST if size[0] >= drawn.width else Image.Resampling.LANCZOS)
