@@ -320,10 +320,13 @@ def same(first: torch.nn.Module, second: torch.nn.Module) -> None:
         assert torch.equal(one[name], other[name]), name
 
 
-@pytest.mark.parametrize("views_per_object", [0, 2])
-@pytest.mark.parametrize("callbacks", [lambda: [], lambda: [AWP(0.01), EMA(0.9)]], ids=["alone", "AWP+EMA"])
+@pytest.mark.parametrize(
+    ("views_per_object", "callbacks"),
+    [(0, lambda: []), (2, lambda: []), (0, lambda: [AWP(0.01), EMA(0.9)])],
+    ids=["new views", "kept views", "AWP+EMA"],
+)
 def test_a_run_killed_in_an_epoch_goes_on_bit_for_bit(
-    callbacks: Callable[[], list[Callback]], views_per_object: int, tmp_path: Path
+    views_per_object: int, callbacks: Callable[[], list[Callback]], tmp_path: Path
 ) -> None:
     whole = viat(views_per_object=views_per_object)
     fit(whole, tmp_path / "whole", callbacks=callbacks())
@@ -396,6 +399,7 @@ def test_a_step_of_an_accumulated_window_is_that_of_all_its_samples(tmp_path: Pa
         torch.testing.assert_close(difference, 0.1 * gradient)
 
 
+@pytest.mark.slow
 def test_two_processes_share_the_objects_and_hold_one_pool(tmp_path: Path) -> None:
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     root = Path(__file__).parent.parent
@@ -409,7 +413,7 @@ def test_two_processes_share_the_objects_and_hold_one_pool(tmp_path: Path) -> No
     steps, looks, iteration = 3 * STEPS * 2, 3, PER_ITERATION
     first, second = 2 * 2 * 3 * iteration + 2 * 2 * 2 * iteration, 2 * 3 * iteration + 2 * 2 * iteration
     assert sum(found["renders"]) == first + second + 2 * (steps + looks)
-    assert abs(found["renders"][0] - found["renders"][1]) <= first - second
+    assert found["renders"][0] - found["renders"][1] == first - second  # of three chunks, and then of two
     pool = torch.load(tmp_path / "pool.pt", weights_only=True)
     assert pool["pool.mean"].shape == (6, 2, 6) and pool["pool.epoch"].max() == 2
 
