@@ -88,6 +88,10 @@ def turntable(arguments: Sequence[str]) -> None:
     from .scenes import MeshRasterizer, RadianceField, load_mesh
     from .scenes.mesh_files import UP
 
+    if options.scene.suffix.lower() not in (*UP, ".ckpt"):
+        raise ValueError(f"{options.scene} is no scene: name a mesh ({', '.join(UP)}) or the .ckpt of a fitted field")
+    if options.size < 16:
+        raise ValueError(f"size={options.size} must be at least 16 pixels")
     size = (options.size, options.size)
     if options.scene.suffix.lower() in UP:
         renderer = MeshRasterizer(load_mesh(options.scene), size, supersampling=2)

@@ -225,6 +225,9 @@ def test_turntable_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureF
     with pytest.raises(SystemExit) as done:
         main(["turntable", str(tmp_path / "none.ply"), "--output", str(tmp_path / "a.gif")])
     assert done.value.code == 2 and "none.ply does not exist" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["turntable", "cow.stl", "--output", str(tmp_path / "a.gif")])
+    assert "cow.stl is no scene: name a mesh (.obj, " in capsys.readouterr().err
 
 
 # In a trainer --------------------------------------------------------------------------------------------------------

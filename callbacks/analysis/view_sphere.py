@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ...report.plots import save
 from ...report.view_bins import HEADINGS, ViewBins
-from ...report.view_sphere import describe_bins, plot_view_sphere
+from ...report.view_sphere import plot_view_sphere
 from ...scenes.orbit import orbit
 from ...scenes.scene_set import SceneSet
 from ..attacks.checks import check_count
@@ -109,6 +109,8 @@ class ViewSphere(Callback):
         device, dtype = poses.device, next((p.dtype for p in model.parameters()), torch.float32)
         keys, labels = background_keys(scenes.ids).to(device), scenes.labels.to(device)
         right = torch.zeros(len(poses), dtype=torch.int64, device=device)
+        if not len(objects):  # more processes than objects
+            return right
         which = objects.to(device).repeat_interleave(len(poses))
         place = torch.arange(len(poses), device=device).repeat(len(objects))
         for some, at in zip(which.split(self.batch_size), place.split(self.batch_size), strict=True):
@@ -134,7 +136,7 @@ class ViewSphere(Callback):
         picture = save(figure, folder / f"{self.name}_sphere.png")
         for logger in trainer.loggers:
             if hasattr(logger, "log_image"):
-                logger.log_image(f"test/{self.name}_sphere", [picture], caption=[describe_bins(self.bins)])
+                logger.log_image(f"test/{self.name}_sphere", [picture])
 
     def _distance(self, trainer: Trainer) -> float:
         if self.distance is not None:
