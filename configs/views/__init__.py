@@ -1,0 +1,1 @@
+"""Viewpoint robustness on the embedded procedural objects."""
