@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import csv
+import re
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -142,3 +146,47 @@ def test_table(data):
 def test_bad_arguments(arguments, message):
     with pytest.raises(ValueError, match=message):
         ProceduralViewsDataModule(**{**SMALL, **arguments})
+
+
+# Command line --------------------------------------------------------------------------------------------------------
+
+TINY = """
+model:
+  class_path: StandardTraining
+  init_args:
+    net: {class_path: SmallCNN, init_args: {width: 4}}
+data:
+  class_path: ProceduralViewsDataModule
+  init_args:
+    image_size: 16
+    batch_size: 40
+    train_objects: 1
+    test_objects: 1
+    views_per_object: 4
+    view_space: {class_path: ViewSpace, init_args: {r: [3.5, 4.5]}}
+trainer:
+  max_epochs: 1
+  logger: false
+  callbacks:
+    - {class_path: NaturalViews, init_args: {eval_samples: 3}}
+    - {class_path: ViewFool, init_args: {popsize: 3, iterations: 2, eval_samples: 3}}
+"""
+
+
+def test_fit_attack_and_test_on_the_views_that_were_written(robust_pl, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Path("tiny.yaml").write_text(TINY)
+    robust_pl("fit", "-c", "tiny.yaml")
+    capsys.readouterr()
+    robust_pl("test", "--ckpt_path", "runs/tiny/checkpoints/best.ckpt")
+    printed = capsys.readouterr().out
+    assert "test: viewpoints of 10 objects" in printed and "naturalviews" in printed and "viewfool" in printed
+    folder = Path("runs/tiny/viewpoints/test_viewfool")
+    assert len(list(folder.glob("views/*/*.png"))) == 30
+    robust_pl("test", "--ckpt_path", "runs/tiny/checkpoints/best.ckpt", "--data", "ExtremeViewsDataModule",
+              "--data.data_dir", folder, "--trainer.callbacks", "[]")  # fmt: skip
+    accuracy = re.search(r"clean\D+([\d.]+) ?%", capsys.readouterr().out)
+    with (folder / "views.csv").open(newline="") as file:
+        right = [row["label"] == row["prediction"] for row in csv.DictReader(file) if row["kind"] == "sample"]
+    # The attack saw pixels before they were rounded to 8 bits, which may turn the one or other verdict.
+    assert float(accuracy[1]) == pytest.approx(100 * sum(right) / 30, abs=100 / 30 + 0.01)
