@@ -11,6 +11,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor
 
+from .monitors.compute import not_training
 from .weights.averaging import WeightAverage
 
 SIDE_FILES = "robust_pl_side_files"
@@ -101,7 +102,8 @@ def _replace_whole(save: Any, trainer: Trainer, filepath: str) -> None:
     Side files that the old one alone named are then removed.
     """
     part, file = f"{filepath}.part", Path(filepath)
-    save(trainer, part)
+    with not_training(trainer):  # what is kept of each sample takes seconds to write
+        save(trainer, part)
     if trainer.is_global_zero:
         no_longer = _side_files(file)
         os.replace(part, filepath)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from robust_pl.callbacks import ComputeMonitor
+from robust_pl.callbacks.checkpoints import LastCheckpoint
 from robust_pl.callbacks.monitors import compute, memory
 from robust_pl.callbacks.monitors.compute import COST_KEY, not_training
 from robust_pl.callbacks.monitors.memory import MIXED, OF_PROCESS, OF_PROCESS_AT_ALL_TIMES, ON_CUDA, PeakMemory, over_runs
@@ -105,6 +107,21 @@ def test_it_is_read_before_validation_begins(monkeypatch: pytest.MonkeyPatch) ->
     device, monitor = Device(monkeypatch), ComputeMonitor(show=False)
     fit(Takes(device.take, [10, 30, 10, 10, 10, 10]), Validates(device.take, 500), monitor)
     assert monitor.cost["peak_memory"] == 130  # of the second step, two resets before the end
+
+
+def test_writing_checkpoints_is_no_training(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    device, monitor = Device(monkeypatch), ComputeMonitor(show=False)
+
+    class Large(Takes):
+        def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+            super().on_save_checkpoint(checkpoint)
+            self.take(5000)
+            time.sleep(0.3)
+
+    settings = {**QUIET, "limit_val_batches": 0, "max_epochs": 2, "enable_checkpointing": True}
+    Trainer(callbacks=[monitor, LastCheckpoint(tmp_path)], **settings).fit(Large(device.take, [10]), loader())
+    assert (tmp_path / "last.ckpt").is_file() and monitor.cost["evaluation_seconds"] > 0.5
+    assert monitor.cost["peak_memory"] == 110
 
 
 def test_it_goes_on_where_a_run_resumes(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

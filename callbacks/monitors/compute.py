@@ -31,14 +31,15 @@ _MARK = "run.json"
 class ComputeMonitor(Callback):
     """Counts what a fit spends, so that methods are compared at equal cost. It never asks which method runs.
 
-    Forward passes, and backward passes with and without gradients of the weights, each once a sample, of every network among
-    the module's children (``net``, teachers, ...), or of the module itself where it has no ``net``; see
-    :class:`robust_pl.callbacks.monitors.passes.PassCounter` for how. FLOPs are passes times those of one pass, measured on two
-    samples at a network's first call. Seconds are wall time; device hours are seconds times devices. Validation and monitors
-    are told apart, in all of these. Passes are counted on each process and summed where a checkpoint is written and at the end.
-    ``peak_memory`` is the highest number of bytes that one process's training took, validation and monitors left out, and
-    ``peak_memory_of`` says of what: tensors on a GPU, or the whole process on a CPU; see
-    :class:`robust_pl.callbacks.monitors.memory.PeakMemory`. Both are null where nothing can be measured.
+    Forward passes, and backward passes with and without gradients of the weights, each once a sample, of every network
+    among the module's children (``net``, teachers, ...), or of the module itself where it has no ``net``; see
+    :class:`robust_pl.callbacks.monitors.passes.PassCounter` for how. FLOPs are passes times those of one pass, measured on
+    two samples at a network's first call. Seconds are wall time; device hours are seconds times devices. Validation,
+    monitors and the writing of best and last checkpoints are told apart, in all of these. Passes are counted on each
+    process and summed where a checkpoint is written and at the end. ``peak_memory`` is the highest number of bytes that one
+    process's training took, validation and monitors left out, and ``peak_memory_of`` says of what: tensors on a GPU, or the
+    whole process on a CPU; see :class:`robust_pl.callbacks.monitors.memory.PeakMemory`. Both are null where nothing can be
+    measured.
 
     The totals go into every checkpoint and on where it is resumed, to the loggers as ``cost/...`` at the end of each epoch,
     into ``compute.json`` of the run folder, and into the report of each later test. What a run spent before it was stopped and
@@ -59,6 +60,7 @@ class ComputeMonitor(Callback):
         self._seconds = {TRAINING: 0.0, EVALUATION: 0.0}
         self._since: float | None = None
         self._memory: PeakMemory | None = None
+        self._device = torch.device("cpu")
 
     @contextmanager
     def evaluating(self) -> Iterator[None]:
@@ -120,6 +122,8 @@ class ComputeMonitor(Callback):
         return over_runs(self._before, None if peak < 0 else peak, memory.of)
 
     def _turn_to(self, phase: str) -> None:
+        if phase != self._phase and self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)  # what is still to be done was asked for in the phase that ends
         now = time.perf_counter()
         if self._since is not None:
             self._seconds[self._phase] += now - self._since
@@ -150,6 +154,7 @@ class ComputeMonitor(Callback):
         self._seconds = {TRAINING: 0.0, EVALUATION: 0.0}
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._device = pl_module.device
         self._memory = PeakMemory(pl_module.device)
         self._memory.begin()
         self._since = time.perf_counter()

@@ -154,7 +154,8 @@ class PerSample:
         checkpoint.setdefault(SIDE_FILES, []).extend(names)
 
     def _write_file(self, path: Path) -> None:
-        tensors = {name: self._rows[:-1, i].cpu().contiguous() for i, name in enumerate(self.columns)}
+        rows = self._rows[:-1].cpu()  # as a whole: a column by itself would first be copied on the device
+        tensors = {name: rows[:, i].contiguous() for i, name in enumerate(self.columns)}
         tensors[_EPOCHS] = self._epochs[:-1].cpu()
         sums = {name: _sum(tensor) for name, tensor in tensors.items()}
         about = {**self._identity, "rank": self._rank, "ranks": self._ranks, "sums": sums}
