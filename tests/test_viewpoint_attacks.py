@@ -108,11 +108,20 @@ def test_renders_are_counted() -> None:
     assert max(max(renderer.calls) for renderer in scenes.renderers) <= 5
 
 
+def test_a_search_for_the_beginning_begins_at_bad_views_and_is_counted() -> None:
+    scenes, net = photos(8), FailsNear(BAD)
+    settings = {"popsize": 41, "iterations": 5, "eval_samples": 0, "space": SPACE}
+    searched, spread = (GMVFool(2, begin=begin, **settings)(net, scenes) for begin in ("search", "spread"))
+    assert searched.renders == spread.renders + 8 * 410
+    assert (searched.history[:, 0, 0] > spread.history[:, 0, 0] + 0.5).all()
+
+
 @pytest.mark.parametrize(
     "attack",
     [
         ViewFool(11, 5, space=SPACE, chunk=2),
         GMVFool(3, "per_dim", 21, 4, learn_weights=True, space=SPACE, center="best", chunk=4),
+        GMVFool(3, popsize=7, iterations=3, begin="search", space=SPACE),
         RandomViews(40, keep=3, space=SPACE),
         NaturalViews(space=SPACE),
     ],
@@ -248,7 +257,7 @@ class Killed(Exception):
 @pytest.mark.parametrize("after", [2, 25, 60])
 def test_a_killed_attack_goes_on_to_the_same_result(after: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     scenes, net = photos(5), FailsNear(BAD)
-    attack = GMVFool(2, popsize=9, iterations=12, space=SPACE, chunk=2, eval_samples=7)
+    attack = GMVFool(2, popsize=9, iterations=11, space=SPACE, chunk=2, eval_samples=7, begin="search")
     whole = attack(net, scenes)
     looks, look = 0, problem_module.ViewProblem.look
 

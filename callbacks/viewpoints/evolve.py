@@ -11,12 +11,14 @@ import torch
 from torch import Tensor
 
 from ..attacks.checks import check_count, choose
-from .distribution import MIXTURES, Mixture, ViewDistribution
+from ..attacks.draws import seed_from
+from .distribution import MIXTURES, Mixture, UniformViews, ViewDistribution
 from .evolution import CENTERS, Center, Evolution, Mixtures
 from .problem import ViewProblem
 from .search import Order, Searched
 
-Begin = Literal["middle", "spread"]
+Begin = Literal["middle", "spread", "search"]
+_SCOUTS = 10
 
 
 @dataclass(frozen=True)
@@ -32,7 +34,8 @@ class EvolutionSearch:
         step_size: of the means.
         sigma_init: sigma at the beginning.
         sigma_max: largest sigma.
-        begin: means at the ``middle`` of the space, or ``spread`` over (-1, 1)^D of u as a Latin hypercube.
+        begin: means at the ``middle`` of the space, or ``spread`` over (-1, 1)^D of u as a Latin hypercube; or at
+            the worst of uniform views, found by ``search``, in 10 * ``popsize`` renders more: of K groups the worst of each.
         center: the found means, or the ``best`` candidates of the last iteration.
         learn_weights: move the weights of the components.
 
@@ -75,8 +78,13 @@ class EvolutionSearch:
         """Search; each iteration costs K - 1 + ``popsize`` renders of each object."""
         iterations = self.iterations if order.iterations is None else order.iterations
         check_count("iterations", iterations)
+        if order.kept is None:
+            state = self._begin(problem, order.start)
+            order.keep({**state._asdict(), "history": torch.zeros(len(problem.ids), 0, 2)}, 0.0)
+        else:
+            state = Mixtures(*(order.kept[name].to(problem.device) for name in Mixtures._fields))
         evolution = Evolution((self.popsize - 1) // 2, self.entropy_weight, self.step_size, self.sigma_max, self.learn_weights)
-        state, history = _evolve(evolution, self._begin(problem, order.start), iterations, problem, order.kept, order.keep)
+        state, history = _evolve(evolution, state, iterations, problem, order.kept, order.keep)
         weights = state.weights if self.mixture == "per_dim" else state.weights.squeeze(2)
         mean = state.best if self.center == "best" else state.mean
         return Searched(ViewDistribution(weights, mean, state.sigma, problem.space, problem.ids, self.mixture), history)
@@ -98,8 +106,19 @@ class EvolutionSearch:
             if self.begin == "spread":
                 order = problem.draws.uniform("begin order", self.components, dim).argsort(1)
                 mean = 2 * (order + problem.draws.uniform("begin place", self.components, dim)) / self.components - 1
+            elif self.begin == "search":
+                mean = self._worst_uniform(problem)
             sigma = torch.full(shape, self.sigma_init, device=problem.device)
-        return Mixtures(weights, mean, sigma, torch.zeros_like(mean), mean)
+        return Mixtures(weights, mean, sigma, torch.zeros_like(mean), mean.clone())
+
+    def _worst_uniform(self, problem: ViewProblem) -> Tensor:
+        """Uniform views in K groups, the worst of each: (N, K, D)."""
+        each = -(-_SCOUTS * self.popsize // self.components)
+        u = UniformViews(problem.space, problem.ids).sample(each * self.components, seed_from(problem.draws.key, "scouts"))[0]
+        u = u.to(problem.device)
+        place = problem.fitness(u).view(len(u), self.components, each).argmax(2)
+        first = each * torch.arange(self.components, device=problem.device)
+        return u.gather(1, (first + place).unsqueeze(2).expand(-1, -1, u.shape[2]))
 
 
 def _evolve(
@@ -113,7 +132,6 @@ def _evolve(
     """The last state, and mean and largest fitness of each iteration (N, iterations, 2)."""
     history: list[Tensor] = []
     if kept is not None:
-        state = Mixtures(*(kept[name].to(problem.device) for name in Mixtures._fields))
         history = list(kept["history"].to(problem.device).unbind(1))
     for iteration in range(len(history), iterations):
         asked = evolution.ask(state, iteration, problem.draws)

@@ -35,8 +35,9 @@ class GMVFool(ViewpointAttack):
         step_size: of the means; 0.99 times that each iteration.
         sigma_init: standard deviation of u at the beginning.
         sigma_max: the largest.
-        begin: means ``spread`` at random over (-1, 1) of u, in each coordinate one in each K-th part of it; or all in the
-            ``middle`` of the space.
+        begin: means ``spread`` at random over (-1, 1) of u, in each coordinate one in each K-th part of it; all in the
+            ``middle`` of the space; or where ``search`` found the worst of K groups of uniform views, in 10 * ``popsize``
+            renders more.
         center: ``mean`` or ``best``, see above.
         space: see :class:`ViewpointAttack`, and so all others.
     """

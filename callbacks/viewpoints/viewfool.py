@@ -33,7 +33,10 @@ class ViewFool(ViewpointAttack):
         step_size: of the mean; 0.99 times that each iteration.
         sigma_init: standard deviation of u at the beginning.
         sigma_max: the largest.
-        begin: the mean begins in the ``middle`` of the space; ``spread`` at random in (-1, 1) of u.
+        begin: the mean begins in the ``middle`` of the space, as published; ``spread`` at random in (-1, 1) of u; or where
+            ``search`` found the worst of 10 * ``popsize`` uniform views, which costs as many renders more. The evolution is
+            local: where much of the space fails, random search with the same renders may find worse views than it does from
+            the middle.
         center: ``mean`` or ``best``, see above.
         space: see :class:`ViewpointAttack`, and so all others.
     """
