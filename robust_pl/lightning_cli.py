@@ -9,10 +9,11 @@ import warnings
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
+from pydoc import locate
 from typing import Any
 
 import yaml
-from lightning.pytorch import Callback, Trainer
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint, LearningRateMonitor
 from lightning.pytorch.callbacks import ProgressBar as LightningBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
@@ -60,8 +61,8 @@ class RobustCLI(LightningCLI):
         # Processes that Lightning starts run the same command, so it must stand in sys.argv.
         sys.argv = [sys.argv[0], *arguments]
         return cls(
-            Method,
-            ImageDataModule,
+            LightningModule,
+            LightningDataModule,
             subclass_mode_model=True,
             subclass_mode_data=True,
             save_config_callback=None,
@@ -101,11 +102,28 @@ class RobustCLI(LightningCLI):
     def _add_instantiators(self) -> None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # deprecated in jsonargparse 4.49, and what Lightning itself still calls
-            self.parser.add_instantiator(Instantiator(cli=self, key="model"), Method, subclasses=True)
-            self.parser.add_instantiator(Instantiator(cli=self, key="data"), ImageDataModule, subclasses=True)
+            self.parser.add_instantiator(Instantiator(cli=self, key="model"), LightningModule, subclasses=True)
+            self.parser.add_instantiator(Instantiator(cli=self, key="data"), LightningDataModule, subclasses=True)
 
     def _parse_ckpt_path(self) -> None:
         """Lightning would import whatever class the checkpoint names; `cli.main` has done it with care."""
+
+    @property
+    def _classifies(self) -> bool:
+        """Whether a classifier is trained or tested; what fits a scene has no accuracy, and its own metric."""
+        return isinstance(self.model, Method)
+
+    def before_instantiate_classes(self) -> None:
+        config = self.config[self.subcommand]
+        named = [getattr(config.get(key), "class_path", None) for key in ("model", "data")]
+        if None in named:
+            return
+        (model, data), (path, data_path) = map(locate, named), named
+        if issubclass(model, Method) != issubclass(data, ImageDataModule):
+            raise ValueError(
+                f"model={path} cannot learn from data={data_path}: a method takes an ImageDataModule, FieldFit a "
+                "PosedPhotosDataModule"
+            )
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         config = self.config[self.subcommand]
@@ -117,12 +135,10 @@ class RobustCLI(LightningCLI):
         attacks = self._named_attacks()
         own = settings.get("callbacks") or []
         own = own if isinstance(own, list) else [own]
-        extra: list[Callback] = [*attacks, StoreConfig(stored), self._evaluation(run, own)]
-        if self.subcommand in ("fit", "test") and not any(isinstance(callback, ImageGrid) for callback in own):
-            extra.append(ImageGrid())
+        extra: list[Callback] = [*attacks, StoreConfig(stored)]
+        if self._classifies:
+            extra += self._measuring(run, own)
         if self.subcommand == "fit":
-            if not any(isinstance(callback, ComputeMonitor) for callback in own):
-                extra.append(ComputeMonitor())
             extra += self._checkpoints(run, config, settings, attacks)
         else:
             kwargs["enable_checkpointing"] = False
@@ -136,6 +152,15 @@ class RobustCLI(LightningCLI):
         _write_config(run.path, self.subcommand, stored)
         settings = {**settings, "callbacks": own, "default_root_dir": str(run.path), **kwargs}
         return self._instantiate_trainer(settings, extra)
+
+    def _measuring(self, run: RunFolder, own: list[Callback]) -> list[Callback]:
+        """The evaluation, its pictures and what training costs; taken out of the user's own where they are there."""
+        extra: list[Callback] = [self._evaluation(run, own)]
+        if self.subcommand in ("fit", "test") and not any(isinstance(callback, ImageGrid) for callback in own):
+            extra.append(ImageGrid())
+        if self.subcommand == "fit" and not any(isinstance(callback, ComputeMonitor) for callback in own):
+            extra.append(ComputeMonitor())
+        return extra
 
     def _evaluation(self, run: RunFolder, own: list[Callback]) -> RobustEvaluation:
         """The user's own, taken out of the trainer's list, else that of ``--evaluation``."""
@@ -169,7 +194,7 @@ class RobustCLI(LightningCLI):
         if kwargs.get("ckpt_path"):
             # As an argument it would be unknown in `setup`, where methods load the weights that they start from.
             self.trainer.ckpt_path = kwargs.pop("ckpt_path")
-        if subcommand in ("validate", "test"):
+        if subcommand in ("validate", "test") and self._classifies:
             kwargs["verbose"] = False  # the evaluation prints its own table
         return kwargs
 
@@ -225,14 +250,19 @@ class RobustCLI(LightningCLI):
         if settings.get("enable_checkpointing") is False or settings.get("fast_dev_run"):
             return []
         folder = run.path / "checkpoints"
+        if not self._classifies:
+            monitor = config.run.monitor or getattr(self.model, "monitor", None)
+            return [*([BestCheckpoint(folder, monitor)] if monitor else []), *self._last_checkpoints(folder, config)]
         names = [attack.name for attack in attacks if "validate" in attack.stages]
         adds = type(self.model).configure_callbacks is not Method.configure_callbacks
         own = settings.get("callbacks") or ()
         monitor = choose_monitor(config.run.monitor, names, own, adds, self.evaluation.averages)
-        callbacks: list[Callback] = [BestCheckpoint(folder, monitor), LastCheckpoint(folder)]
-        if config.run.save_every_n_steps is not None:
-            callbacks.append(LastCheckpoint(folder, config.run.save_every_n_steps))
-        return callbacks
+        return [BestCheckpoint(folder, monitor), *self._last_checkpoints(folder, config)]
+
+    @staticmethod
+    def _last_checkpoints(folder: Path, config: Any) -> list[Callback]:
+        every = config.run.save_every_n_steps
+        return [LastCheckpoint(folder), *([] if every is None else [LastCheckpoint(folder, every)])]
 
     def _loggers(self, run: RunFolder, config: dict[str, Any]) -> list[Logger]:
         settings = config["run"]

@@ -15,9 +15,9 @@ from robust_pl.scenes.field import OPACITY
 from robust_pl.scenes.renderer import pixel_rays
 
 
-def raw(sigma: float) -> float:
+def raw(field: RadianceField, sigma: float) -> float:
     """The grid's value for a density."""
-    return math.log(math.expm1(sigma / OPACITY))
+    return math.log(math.expm1(sigma * field.diagonal / OPACITY))
 
 
 def poses(number: int) -> Tensor:
@@ -43,7 +43,7 @@ def ball() -> RadianceField:
 def test_a_box_of_constant_density_against_the_closed_form() -> None:
     field = RadianceField((9, 11), resolution=4, low=(-1, -0.5, -1), high=(1, 0.5, 0.25), samples=8, cutoff=0)
     with torch.no_grad():
-        field.density.fill_(raw(0.8))
+        field.density.fill_(raw(field, 0.8))
         field.color.view(3, -1).copy_(math.sqrt(4 * math.pi) * torch.tensor([[0.0], [math.log(3)], [-math.log(3)]]))
     pose = poses(5)
     views = field.render(pose)
@@ -62,7 +62,7 @@ def test_a_box_of_constant_density_against_the_closed_form() -> None:
 def test_a_ball_of_constant_density_against_the_closed_form() -> None:
     field = RadianceField(resolution=96, samples=400)
     with torch.no_grad():
-        field.density[0, 0] = torch.where(radii(field) < 0.6, raw(2.0), -30.0)
+        field.density[0, 0] = torch.where(radii(field) < 0.6, raw(field, 2.0), -30.0)
     beside = torch.tensor([0.0, 0.2, 0.4, 0.5, 0.7])
     origin = torch.stack([beside, torch.zeros(5), torch.full((5,), 3.0)], 1)
     alpha = field(origin, torch.tensor([0.0, 0.0, -1.0]).expand(5, 3))[3]
@@ -81,7 +81,8 @@ def test_trilinear_interpolation_by_hand() -> None:
         for n, value in enumerate(corners.tolist())
     )
     where = torch.tensor([[2 * x - 1], [2 * y - 1], [2 * z - 1]], dtype=torch.float64)
-    assert field.sigma(where).item() == pytest.approx(OPACITY * math.log1p(math.exp(by_hand)), abs=1e-12)
+    sigma = OPACITY / math.sqrt(12) * math.log1p(math.exp(by_hand))
+    assert field.sigma(where).item() == pytest.approx(sigma, abs=1e-12)
 
 
 def test_the_world_has_x_y_z_in_the_order_of_the_poses() -> None:
@@ -168,9 +169,16 @@ def test_a_finer_grid_holds_the_same_field(ball: RadianceField) -> None:
 def test_a_camera_inside_the_box_sees_what_is_in_front_of_it() -> None:
     field = RadianceField((1, 1), resolution=2, samples=4, near=0.5)
     with torch.no_grad():
-        field.density.fill_(raw(1.0))
+        field.density.fill_(raw(field, 1.0))
     pose = torch.eye(4).unsqueeze(0)  # at the origin, looking down
     assert field.render(pose).alpha.item() == pytest.approx(1 - math.exp(-0.5), abs=1e-6)
+
+
+def test_a_camera_that_looks_away_sees_nothing(ball: RadianceField) -> None:
+    pose = torch.eye(4).unsqueeze(0)
+    pose[0, 2, 3] = -5.0  # below the box, looking down
+    views = ball.render(pose)
+    assert views.rgb.shape == (1, 3, 20, 24) and views.alpha.max() == 0
 
 
 def test_saving_and_loading(tmp_path: Path, ball: RadianceField) -> None:

@@ -73,6 +73,13 @@ class RayLoader:
         values = (self.origin[index], self.direction[index], self.rgb[index], self.alpha[index])
         return Rays(*values, int(key), (self.batch_size, 1))
 
+    def state_dict(self) -> dict[str, int]:
+        """So that Lightning knows that a run may stop within an epoch: the step alone says where it goes on."""
+        return {"seed": self.seed}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """There is nothing to restore."""
+
 
 class PhotoLoader:
     """Whole photos, one a batch, in their order."""
@@ -139,6 +146,9 @@ class PosedPhotosDataModule(LightningDataModule):
         self.folder = Path(data_dir or os.environ.get("ROBUST_PL_DATA") or "data").expanduser() / folder
         self.batch_size, self.steps_per_epoch, self.hold_out, self.downscale = given.values()
         self.skip_missing, self.center, self.scale, self.up, self.seed = skip_missing, center, scale, up, seed
+
+    def __str__(self) -> str:  # Lightning's would read all photos
+        return f"{type(self).__name__}({self.folder})"
 
     @cached_property
     def photos(self) -> list[Photo]:

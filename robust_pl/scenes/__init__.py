@@ -5,6 +5,7 @@ from .._lazy import attach
 __getattr__, __dir__, __all__ = attach(
     __name__,
     {
+        "GaussianSplats": "gaussian_splats",
         "Mesh": "mesh",
         "MeshRasterizer": "rasterizer",
         "MitsubaRenderer": "mitsuba_renderer",

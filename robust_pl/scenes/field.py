@@ -16,8 +16,8 @@ from .renderer import Views, focal_length, pixel_rays
 
 SAMPLES = 1 << 17
 """About how many samples a CPU holds at a time: few enough for its caches."""
-OPACITY = 30.0
-"""Optical depth of a unit of length where softplus of the raw density is 1: opaque within a few cells of a unit box."""
+OPACITY = 100.0
+"""Optical depth of the box's diagonal where softplus of the raw density is 1: opaque within a few cells."""
 START = -4.0
 """Raw density at the start: mist, through which every cell is seen and learns."""
 KEY = "radiance_field"
@@ -37,8 +37,9 @@ class RadianceField(nn.Module):
 
         rgb = sum_i T_i (1 - exp(-sigma_i delta)) c_i,  T_i = exp(-delta sum_{j<i} sigma_j),  alpha = 1 - T_{S+1}
 
-    sigma = 30 * softplus(raw) after interpolation, which makes sharper surfaces than before it; the colour is the sigmoid of
-    spherical harmonics in the direction of the ray (Plenoxels, Fridovich-Keil et al. 2022, arXiv 2112.05131).
+    sigma = 100 / diagonal of the box * softplus(raw) after interpolation, which makes sharper surfaces than before it; the
+    colour is the sigmoid of spherical harmonics in the direction of the ray (Plenoxels, Fridovich-Keil et al. 2022, arXiv
+    2112.05131).
 
     Work is spent where it shows, on packed samples: density is asked for in cells that are not empty, colour where light still
     comes through. Cells are empty where the density of the highest corner, which bounds it in between, times the diagonal of
@@ -194,7 +195,7 @@ class RadianceField(nn.Module):
 
     def sigma(self, where: Tensor) -> Tensor:
         """Density (M,), per unit of length, at points (3, M) of the grid: -1 and 1 are the sides of the box."""
-        return OPACITY * F.softplus(_sampled(self.density, where).squeeze(0))
+        return OPACITY / self.diagonal * F.softplus(_sampled(self.density, where).squeeze(0))
 
     def rgb(self, where: Tensor, direction: Tensor) -> Tensor:
         """Colours (3, M) in [0, 1] at points (3, M) of the grid, towards unit directions (3, M)."""
@@ -211,7 +212,7 @@ class RadianceField(nn.Module):
             for axis in range(3):
                 count = highest.shape[axis] - 1
                 highest = torch.maximum(highest.narrow(axis, 0, count), highest.narrow(axis, 1, count))
-            self._known = stamp, OPACITY * self._diagonal * F.softplus(highest) >= self.empty
+            self._known = stamp, OPACITY * F.softplus(highest) >= self.empty
         return self._known[1]
 
     def refine(self, resolution: int) -> None:
@@ -223,7 +224,8 @@ class RadianceField(nn.Module):
             setattr(self, name, nn.Parameter(finer.contiguous(), old.requires_grad))
 
     @property
-    def _diagonal(self) -> float:
+    def diagonal(self) -> float:
+        """Of the box."""
         return sum((b - a) ** 2 for a, b in zip(self.low, self.high, strict=True)) ** 0.5
 
     def _nodes(self, resolution: int) -> tuple[int, int, int]:

@@ -1,0 +1,1 @@
+"""Radiance fields fitted to photos with poses."""

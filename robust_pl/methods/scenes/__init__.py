@@ -1,0 +1,1 @@
+"""Fitting scenes, so that they can be rendered."""
