@@ -23,7 +23,7 @@ from robust_pl.functional.viewpoints import azimuth_and_elevation
 from robust_pl.report import ViewBins, draw_contact_sheet, mixture_components, plot_view_sphere, write_turntable
 from robust_pl.report.view_components import Component
 from robust_pl.report.view_sphere import _unbroken, describe_bins
-from robust_pl.scenes import Mesh, MeshRasterizer, RadianceField, SceneSet, ViewSpace, make_solid
+from robust_pl.scenes import Mesh, MeshRasterizer, RadianceField, SceneSet, Views, ViewSpace, make_solid
 from robust_pl.scenes.orbit import distance_to_see, orbit
 
 from .view_landscape import FailsNear, PosePhoto, photos
@@ -178,6 +178,26 @@ def test_turntable_gif(tmp_path: Path) -> None:
     with Image.open(small) as film:
         assert film.size == (16, 12) and film.convert("RGB").getpixel((0, 0)) == (0, 0, 0)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.gif", "b.gif", "small.gif"]
+
+
+@pytest.mark.parametrize("background", [1.0, 0.5])
+def test_the_background_of_a_gif_keeps_its_color(background: float, tmp_path: Path) -> None:
+    """Also where the scene has more colours than a GIF, and some that are close to it."""
+
+    class Noise(PosePhoto):
+        image_size = (48, 48)
+
+        def render(self, pose: Tensor) -> Views:
+            rgb = torch.rand(len(pose), 3, 48, 48, generator=torch.Generator().manual_seed(0)) * 0.06 + background - 0.06
+            rgb[:, :, 20:] *= torch.rand(len(pose), 3, 28, 48, generator=torch.Generator().manual_seed(1))
+            alpha = torch.ones_like(rgb[:, :1])
+            alpha[..., :12] = 0
+            return Views(rgb * alpha, alpha)
+
+    with Image.open(write_turntable(Noise(), tmp_path / "a.gif", frames=12, background=background)) as film:
+        for number in range(12):
+            film.seek(number)
+            assert (np.asarray(film.convert("RGB"))[:, :12] == round(255 * background)).all()
 
 
 def test_turntable_mp4(tmp_path: Path) -> None:

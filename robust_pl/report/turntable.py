@@ -19,7 +19,6 @@ from .pictures import picture
 FORMATS = (".gif", ".mp4")
 _AT_ONCE = 8
 _SAMPLE = 96
-_SAME = 6
 
 
 def write_turntable(
@@ -99,13 +98,20 @@ def _write_gif(pictures: Iterator[Image.Image], path: Path, fps: int) -> None:
     for number, image in enumerate(few):
         sample.paste(image, (0, _SAMPLE * number))
     palette = sample.quantize(256, Image.Quantize.MEDIANCUT)
-    # The background must keep its colour: neither a mean of it and others, nor one that Pillow takes for as near.
-    colors = np.array(palette.getpalette()).reshape(-1, 3)
-    away = np.abs(colors - np.array(drawn[0].getpixel((0, 0)))).max(1)
-    colors[away <= max(_SAME, away.min())] = drawn[0].getpixel((0, 0))
-    palette.putpalette(colors.ravel().tolist())
-    first, *rest = (image.quantize(palette=palette, dither=Image.Dither.NONE) for image in drawn)
+    first, *rest = (_indexed(image, palette, drawn[0].getpixel((0, 0))) for image in drawn)
     first.save(path, format="GIF", save_all=True, append_images=rest, duration=max(1, round(100 / fps)) * 10, loop=0)
+
+
+def _indexed(image: Image.Image, palette: Image.Image, background: object) -> Image.Image:
+    """The picture in the colours of another, but for the background, which keeps its own: a mean of near ones would show."""
+    colors = np.array(palette.getpalette()).reshape(-1, 3)
+    nearest = np.abs(colors - np.array(background)).sum(1).argmin()
+    colors[nearest] = background
+    index = np.array(image.quantize(palette=palette, dither=Image.Dither.NONE))
+    index[(np.asarray(image) == np.array(background)).all(2)] = nearest
+    found = Image.fromarray(index)
+    found.putpalette(colors.ravel().tolist())
+    return found
 
 
 def _mp4_writer() -> Callable[[Iterator[Image.Image], Path, int], None]:
