@@ -57,7 +57,7 @@ def test_the_benchmark_runs_and_goes_on(tmp_path: Path) -> None:
     fit = [f"--data.init_args.{size}" for size in small] + ["--trainer.max_epochs=5", "--model.init_args.renders=4"]
     sizes = ["--popsize", "11", "--iterations", "2", "--samples", "5", "--seeds", "0", "--trainings", "viat", "natural"]
     command = [sys.executable, "-m", "benchmarks.viewpoints", *sizes, "--output", str(tmp_path), "--options", *fit]
-    first, again = (subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600) for _ in range(2))
+    first, again = (subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=1500) for _ in range(2))
     assert first.returncode == again.returncode == 0, first.stderr[-3000:] + first.stdout[-3000:]
     assert "viat.fit:" in first.stdout and "viat.test:" in first.stdout
     assert "fit:" not in again.stdout and "test:" not in again.stdout

@@ -63,8 +63,8 @@ class VIAT(RenderedViews):
 
     Args:
         net: see :class:`RenderedViews`, and so all others.
-        search: GMVFool or ViewFool; of ``space`` what is trained on, too. GMVFool with K = 15 by default, as the authors. Its
-            seed counts beside ``seed``; what concerns its evaluation does not.
+        search: GMVFool or ViewFool; of ``space`` what is trained on, too. by default GMVFool with K = 15, as the authors,
+            in chunks of 4 objects. Its seed counts beside ``seed``; what concerns its evaluation does not.
         share: probability of another object's distribution.
         warm_iterations: of the search where it goes on.
         start_epoch: first epoch with a search.
