@@ -210,7 +210,7 @@ def test_a_very_large_l2_radius_warns():
         (partial(FGSM, restarts=-1), "restarts=-1 must be at least 1"),
         (partial(PGD, norm="l3"), "norm='l3' is unknown: choose one of linf, l2, l1"),
         (partial(PGD, norm="Linf"), "norm='Linf' is unknown"),
-        (partial(PGD, objective="cw"), "objective='cw' is unknown: choose one of ce, kl, margin"),
+        (partial(PGD, objective="cw"), "objective='cw' is unknown: choose one of ce, ce_hard, kl, margin"),
         (partial(PGD, bn_mode="test"), "bn_mode='test' is unknown: choose one of eval, train, train_no_track"),
         (
             partial(PGD, random_start="uniform"),

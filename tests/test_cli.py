@@ -206,10 +206,10 @@ def comes_before(path: Path) -> list[Path]:
     """What a config that is a part of an experiment comes behind."""
     if path.parent.name == "attacks":
         return [CONFIGS / "quickstart.yaml"]
-    folder, *inner = path.relative_to(CONFIGS).parent.parts
-    if folder != "fast_at" or not inner:
+    group, *inner = (*path.relative_to(CONFIGS).parent.parts, "")
+    if group != "fast_at" or inner == [""]:
         return []
-    dataset = inner[1] if len(inner) > 1 else "cifar10"
+    dataset = inner[1] or "cifar10"
     parts = [f"{dataset}.yaml", f"methods/{path.name}", f"methods/{dataset}/{path.name}", f"paper/{path.name}"]
     files = [CONFIGS / "fast_at" / part for part in parts]
     kept = files[: files.index(path)] if path in files else files

@@ -69,7 +69,7 @@ def test_works_where_gradients_are_off(mode, make, net, batch):
     contract.test_works_where_gradients_are_off(make, mode, net, batch)
 
 
-FOR_TRAINING_ALONE = {"NoisyFGSM"}
+FOR_TRAINING_ALONE = {"NoisyFGSM", "UnanimousFGSM", "ZeroedFGSM"}
 
 
 def test_every_attack_has_a_fragment_of_its_name():

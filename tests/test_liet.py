@@ -232,11 +232,11 @@ def test_patterns_are_found_anew_in_the_first_of_so_many_batches() -> None:
 
 def test_a_step_costs_what_the_docstring_says() -> None:
     torch.manual_seed(0)
-    net = Counted()
+    net = Counted(8)
     method = LIET(net, FGSM(EPS, bn_mode="train"), update_every=2, optimizer=sgd)
     method._checked = {True, False}
     Trainer(**{**QUIET, "max_epochs": 1, "limit_val_batches": 0}).fit(method, loader())
-    greys = 2  # ten grey images each, in batches 0 and 2; Counted counts eights
+    greys = 2  # ten grey images each, in batches 0 and 2, counted in eights
     assert net.forwards == 3 * 2 + greys and net.for_training == 3 * 2
     assert method.attack.forwards == method.attack.backwards == 24 + 10 * greys
 

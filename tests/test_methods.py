@@ -83,15 +83,19 @@ def loader(n: int = 24, batch_size: int = 8, seed: int = 0) -> DataLoader[Any]:
 
 
 class Counted(nn.Module):
-    """A network that counts its forward passes of eight images, and those that will be differentiated by its weights."""
+    """A network that counts its forward passes, and those that will be differentiated by its weights.
 
-    def __init__(self) -> None:
+    Args:
+        batch: images of a pass, so that a batch several times over counts as several; None counts calls.
+    """
+
+    def __init__(self, batch: int | None = None) -> None:
         super().__init__()
-        self.net = SmallCNN(10, width=4)
+        self.net, self.batch = SmallCNN(10, width=4), batch
         self.forwards = self.for_training = 0
 
     def forward(self, x: Tensor) -> Tensor:
-        batches = len(x) // 8
+        batches = 1 if self.batch is None else len(x) // self.batch
         self.forwards += batches
         self.for_training += batches * (next(self.parameters()).requires_grad and torch.is_grad_enabled())
         return self.net(x)
@@ -151,7 +155,7 @@ def test_a_step_costs_what_its_docstring_says(
 ) -> None:
     """Passes of the attack, forward and backward, and by how many more than its own the loss differentiates by weights."""
     forwards, backwards, *again = attack_passes
-    net = Counted()
+    net = Counted(8)
     method = build(net)
     method._checked = {True, False}  # the look at the first batch of a run
     indexed = DataLoader(TensorDataset(*loader().dataset.tensors, torch.arange(24)), 8)
