@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,12 +15,15 @@ from lightning.pytorch import Trainer, seed_everything
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import nn
 
+from robust_pl import load_model
 from robust_pl.callbacks import FGSM
 from robust_pl.data import ProceduralViewsDataModule
 from robust_pl.functional.contrastive import anchors, hard_views, image_text_contrastive, rows_of_objects, viewpoint_alignment
 from robust_pl.methods import ContrastiveTraining, OmniviewTuning
 from robust_pl.nets import ImageTextPair, LoRA, OpenClip, TinyClip, VIFormer
 from robust_pl.nets.lora import LoRAAttention, LoRALinear, merge
+
+from .conftest import CONFIGS
 
 SMALL = {"image_size": 16, "train_objects": 2, "val_objects": 1, "test_objects": 1, "views_per_object": 6, "batch_size": 40}
 TINY = {"width": 4, "dim": 8}
@@ -356,3 +360,28 @@ def test_captions_of_metadata_or_else_of_classes(tmp_path):
     example = method.clean((torch.rand(3, 3, 16, 16), data.train_metadata.labels[index], index))
     expected = ["number 4 of all", f"some {data.class_names[0]}", "number 60 of all"]
     assert example.tokens.equal(method.net.tokenize(expected))
+
+
+# Command line --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_accuracy_from_unusual_views_rises(robust_pl, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    views = (
+        "[{class_path: NaturalViews, init_args: {eval_samples: 50}}, {class_path: RandomViews, init_args: {eval_samples: 50}}]"
+    )
+    accuracy = {}
+    for name in ("clip_tiny", "omniview_tiny"):
+        quiet = ("--trainer.logger", "false", "--trainer.enable_progress_bar", "false", "--trainer.callbacks", "[]")
+        robust_pl("fit", "-c", CONFIGS / "views" / f"{name}.yaml", "--trainer.max_epochs", 6, *quiet)
+        capsys.readouterr()
+        robust_pl("test", "--ckpt_path", f"runs/{name}/checkpoints/best.ckpt", "--trainer.callbacks", views)
+        printed = capsys.readouterr().out
+        accuracy[name] = {a: float(v) for a, v in re.findall(r"(naturalviews|randomviews)\D+([\d.]+)%", printed)}
+    before, after = accuracy["clip_tiny"], accuracy["omniview_tiny"]
+    assert before["naturalviews"] > before["randomviews"] + 15
+    assert after["randomviews"] > before["randomviews"] + 4
+    net = load_model("runs/omniview_tiny/checkpoints/best.ckpt")  # which knows its classes without the data
+    assert net(torch.rand(2, 3, 32, 32)).shape == (2, 10)
+    print(accuracy)
