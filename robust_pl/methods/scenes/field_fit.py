@@ -39,7 +39,7 @@ class FieldFit(LightningModule):
 
     Args:
         field: what is fitted, at its final resolution.
-        optimizer: makes the optimizer from the grids; Adam with a learning rate of 0.1 by default.
+        optimizer: makes the optimizer from the grids; None takes Adam with a learning rate of 0.1 and betas of 0.9 and 0.99.
         schedule: of the learning rate; None keeps it constant.
         tv_density: weight of the total variation of the raw density.
         tv_color: weight of that of the raw colour.
@@ -55,7 +55,7 @@ class FieldFit(LightningModule):
     def __init__(
         self,
         field: RadianceField,
-        optimizer: OptimizerFactory = lambda params: Adam(params, lr=0.1, betas=(0.9, 0.99)),
+        optimizer: OptimizerFactory | None = None,
         schedule: Schedule | None = None,
         tv_density: float = 1e-4,
         tv_color: float = 1e-3,
@@ -86,7 +86,8 @@ class FieldFit(LightningModule):
             raise ValueError("accumulate_grad_batches would draw the same rays again: raise data.batch_size instead")
 
     def configure_optimizers(self) -> Any:
-        optimizer = self._optimizer([self.field.density, self.field.color])
+        grids = [self.field.density, self.field.color]
+        optimizer = Adam(grids, lr=0.1, betas=(0.9, 0.99)) if self._optimizer is None else self._optimizer(grids)
         if self._schedule is None:
             return optimizer
         by_step = self._schedule.interval == "step"
