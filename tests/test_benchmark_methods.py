@@ -9,12 +9,20 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.methods import ROWS
+
 ROOT = Path(__file__).parents[1]
+# Rows of single-step methods that have tests of their own; they would take as long again.
+LEFT_OUT = {
+    *("fgsm_pgi", "fgsm_mep_cs", "fgsm_rs_cs", "fgsm_pco", "fgsm_uap", "fgsm_cuap", "fgsm_fuap", "liet"),
+    *("nuat", "gat", "ssat", "zero_grad", "multi_grad", "aaer", "elle"),
+}
 
 
 @pytest.mark.slow
 def test_every_method_beats_standard_training(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "benchmarks.methods", "--seeds", "0", "--output", str(tmp_path)]
+    chosen = dict.fromkeys(row.config for row in ROWS if row.config not in LEFT_OUT)
+    command = [sys.executable, "-m", "benchmarks.methods", "--seeds", "0", "--output", str(tmp_path), "--methods", *chosen]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=2000)
     assert done.returncode == 0, done.stderr[-3000:]
     found = {name: rows[0] for name, rows in json.loads((tmp_path / "methods.json").read_text())["rows"].items()}
