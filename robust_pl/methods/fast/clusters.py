@@ -43,7 +43,8 @@ class Clusters(LateBuffers):
     def scores(self, features: Tensor) -> Tensor:
         """(B, M) of features (B, D)."""
         w1, b1, _, _ = self._layers(self.weights)
-        return F.linear(features, w1, b1)
+        with torch.autocast(features.device.type, enabled=False):  # in bf16 other clusters would win than those that learn
+            return F.linear(features, w1, b1)
 
     def learn(self, features: Tensor, y: Tensor) -> None:
         """One step of Adam on the samples of all processes; labels (B,), or (B, K) if mixed."""

@@ -22,6 +22,7 @@ from ...functional.regularizers import lipschitz, relaxed_labels
 from ..base import Method, OptimizerFactory
 from ..example import Example
 from ..schedules import Schedule
+from .arguments import check_label_factor
 
 Reference = Literal["clean", "start"]
 
@@ -86,8 +87,7 @@ class FGSMLAW(Method):
         choose("reference", reference, ("clean", "start"))
         if lmbda < 0:
             raise ValueError(f"lmbda={lmbda} must be at least 0")
-        if not 0 < label_factor <= 1:
-            raise ValueError(f"label_factor={label_factor} is the label of the right class: choose from (0, 1]")
+        check_label_factor(label_factor, num_classes)
         if accept_below <= 0:
             raise ValueError(f"accept_below={accept_below} would accept no step: choose from above 0")
         self.lmbda, self.reference, self.label_factor, self.accept_below = lmbda, reference, label_factor, accept_below

@@ -153,7 +153,7 @@ def with_momentum(method: PriorGuided, example: StartedExample, kept: Tensor, ra
     """The next perturbation and momentum, (B, 2, C, H, W), of kept ones (d, m): m' = g / ||g||_1 + decay * m, and
     d' = d + step * sign(m'), brought back into the ball of ``radius`` and with x + d' into [0, 1].
 
-    The norm is over all entries of the batch, those of other processes included.
+    The norm is over all entries of the batch, those of other processes included; under accumulation, of each micro-batch.
     """
     gradient, (delta, momentum) = example.gradient, kept.unbind(1)
     norm = sum_over_ranks(gradient.abs().sum())
