@@ -317,7 +317,7 @@ def test_killed_and_resumed(tmp_path: Path) -> None:
 
     uninterrupted, killed = run(whole), run(cut)
     last = cut / "protocol" / "seed0" / "runs" / "n_fgsm" / "checkpoints" / "last.ckpt"
-    for _ in range(1200):
+    for _ in range(6000):
         if last.exists() or killed.poll() is not None:
             break
         time.sleep(0.1)

@@ -37,6 +37,8 @@ def main() -> None:
     if trainer.is_global_zero:
         torch.save({k: v for k, v in method.state_dict().items() if k.startswith("pool.")}, folder / "pool.pt")
         print("RESULT " + json.dumps({"differ": names, "renders": shares}), flush=True)
+    dist.barrier()
+    dist.destroy_process_group()
 
 
 if __name__ == "__main__":
