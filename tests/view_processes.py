@@ -9,6 +9,7 @@ import warnings
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 
 from robust_pl.callbacks import GMVFool
 
@@ -25,6 +26,8 @@ def main() -> None:
     if trainer.is_global_zero:
         figures = {key: value.item() for key, value in trainer.callback_metrics.items()}
         print("RESULT " + json.dumps(figures), flush=True)
+    dist.barrier()
+    dist.destroy_process_group()
 
 
 if __name__ == "__main__":
