@@ -21,7 +21,6 @@ def config(name: str) -> dict[str, Any]:
     return yaml.safe_load((ROOT / "configs/views" / f"{name}.yaml").read_text())
 
 
-@pytest.mark.skipif(not (ROOT / "configs/views/standard.yaml").is_file(), reason="standard.yaml is still to come")
 def test_the_compared_trainings_differ_in_the_views_alone() -> None:
     standard = config("standard")
     rendering = [config(name) for name in TRAININGS if name != "standard"]

@@ -251,4 +251,6 @@ def test_labels_as_given_without_a_factor() -> None:
 
 def test_a_users_own_pairs_are_enough() -> None:
     data = DataLoader(TensorDataset(*loader().dataset.tensors), 8)
-    Trainer(max_epochs=1, limit_val_batches=0, **QUIET).fit(FGSMRSCS(SmallCNN(width=2), optimizer=sgd), data)
+    method = FGSMRSCS(SmallCNN(width=2), optimizer=sgd)
+    Trainer(max_epochs=1, limit_val_batches=0, **QUIET).fit(method, data)
+    assert method.smoothing.sums[1] == len(data.dataset)

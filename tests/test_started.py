@@ -187,3 +187,9 @@ def test_a_compiled_network_is_refused() -> None:
     net.compile()
     with pytest.raises(ValueError, match="is compiled"):
         opened(pgi(net)).craft(next(iter(indexed())))
+
+
+def test_an_attack_that_chooses_its_own_start_refuses_one() -> None:
+    x = torch.rand(2, 1, 8, 8)
+    with pytest.raises(ValueError, match="PGD chooses its own start"):
+        PGD(0.1, steps=2).run(SmallCNN(width=2), x, torch.tensor([0, 1]), start=x)

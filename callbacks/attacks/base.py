@@ -69,6 +69,8 @@ class Attack(EvaluationAttack):
 
     per_sample: bool = True
     """Whether the outcome for a sample depends on that sample alone; False where samples of a batch learn from each other."""
+    takes_start: bool = False
+    """Whether :meth:`run` may be told where to begin."""
     stays_within: float = 1.0
     """How far from x the result may lie, in units of eps. Above 1 the attack is one for training alone."""
 
@@ -178,6 +180,8 @@ class Attack(EvaluationAttack):
         radius = self.eps if eps is None else check_eps(eps, self.norm)
         if isinstance(radius, Tensor):
             radius = per_sample_eps(radius, x)
+        if start is not None and not self.takes_start:
+            raise ValueError(f"{type(self).__name__} chooses its own start: leave start out, or take FGSM")
         if keep_graph:
             refuse_compiled(model)
         with prepared(model, self.bn_mode, frozen=not keep_graph):

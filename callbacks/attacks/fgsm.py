@@ -22,6 +22,8 @@ class FGSM(Attack):
         eps: see :class:`Attack`, and so all others.
     """
 
+    takes_start = True
+
     def __init__(
         self,
         eps: Number | Tensor = DEFAULT_EPS,

@@ -27,6 +27,7 @@ class NoisyFGSM(Attack):
     """
 
     is_random = True
+    takes_start = True
 
     def __init__(
         self,

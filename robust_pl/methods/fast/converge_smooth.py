@@ -3,13 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
 from typing_extensions import Self
 
+from ...functional.losses import cross_entropy, wide
 from ..ranks import sum_over_ranks
+
+
+@dataclass
+class Judged:
+    """What a batch adds whose benign loss is weighed.
+
+    Args:
+        judged: (1, 3), see :meth:`ConvergeSmooth.judge`; written where the loss is first asked, at the weights of the step.
+    """
+
+    judged: Tensor | None = None
 
 
 class ConvergeSmooth(nn.Module):
@@ -66,6 +79,24 @@ class ConvergeSmooth(nn.Module):
     def active(self, epoch: int) -> bool:
         """Whether benign losses are added in this epoch; else there is no need for their graph."""
         return any(start + self.stride < epoch < end - self.stride for start, end in pairwise(self.stages))
+
+    def term(self, example: Judged, logits: Callable[[], Tensor], y: Tensor, epoch: int) -> Tensor | float:
+        """What the loss of a batch adds: w times its mean benign loss, which is judged where it is first asked for.
+
+        Args:
+            example: the batch.
+            logits: gives its benign logits (B, K); not asked where nothing comes of them.
+            y: labels (B,), or (B, K).
+            epoch: the running one.
+        """
+        active = self.active(epoch)
+        if not active and example.judged is not None:
+            return 0.0
+        with torch.set_grad_enabled(active and torch.is_grad_enabled()):
+            benign = cross_entropy(wide(logits()), y)
+        if example.judged is None:
+            example.judged = self.judge(benign, epoch)
+        return example.judged[0, 2] * benign.mean() if active else 0.0
 
     def judge(self, benign: Tensor, epoch: int) -> Tensor:
         """What a batch weighs: (1, 3) with the sum of its benign losses over all processes, the samples in it, and w.

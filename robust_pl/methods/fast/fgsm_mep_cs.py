@@ -4,30 +4,22 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import SGD
 
 from ...callbacks.attacks.base import Attack
-from ...functional.losses import cross_entropy, wide
 from ..base import OptimizerFactory
 from ..per_sample import Storage
 from ..schedules import Schedule
-from .converge_smooth import ConvergeSmooth
+from .converge_smooth import ConvergeSmooth, Judged
 from .prior import PriorExample, PriorGuided, with_momentum
 from .started import StartedExample
 
 
 @dataclass
-class JudgedPriorExample(PriorExample):
-    """A batch with the weight of its benign loss.
-
-    Args:
-        judged: (1, 3), see :meth:`ConvergeSmooth.judge`; written where the loss is first asked, at the weights of the step.
-    """
-
-    judged: Tensor | None = None
+class JudgedPriorExample(Judged, PriorExample):
+    """A batch with its next prior, and the weight of its benign loss."""
 
 
 class FGSMMEPCS(PriorGuided):
@@ -84,15 +76,7 @@ class FGSMMEPCS(PriorGuided):
 
     def loss(self, example: JudgedPriorExample) -> Tensor:
         loss = F.cross_entropy(self(example.x_adv), example.y)
-        active = self.smoothing.active(self.current_epoch)
-        if active or example.judged is None:
-            with torch.set_grad_enabled(active and torch.is_grad_enabled()):
-                benign = cross_entropy(wide(self(example.x)), example.y)
-            if example.judged is None:
-                example.judged = self.smoothing.judge(benign, self.current_epoch)
-            if active:
-                loss = loss + example.judged[0, 2] * benign.mean()
-        return loss
+        return loss + self.smoothing.term(example, lambda: self(example.x), example.y, self.current_epoch)
 
     def after_step(self, example: JudgedPriorExample) -> None:
         super().after_step(example)

@@ -10,24 +10,17 @@ from torch.optim import SGD
 
 from ...callbacks.attacks.base import Attack
 from ...callbacks.attacks.noisy_fgsm import NoisyFGSM
-from ...functional.losses import cross_entropy, wide
 from ...functional.regularizers import relaxed_labels
 from ..base import Method, OptimizerFactory
 from ..schedules import Schedule
 from .arguments import check_label_factor
-from .converge_smooth import ConvergeSmooth
+from .converge_smooth import ConvergeSmooth, Judged
 from .started import StartedExample, logits_at_start, run_from
 
 
 @dataclass
-class JudgedExample(StartedExample):
-    """A batch with the weight of its benign loss.
-
-    Args:
-        judged: (1, 3), see :meth:`ConvergeSmooth.judge`; written where the loss is first asked, at the weights of the step.
-    """
-
-    judged: Tensor | None = None
+class JudgedExample(Judged, StartedExample):
+    """A batch with its start, and the weight of its benign loss."""
 
 
 class FGSMRSCS(Method):
@@ -82,16 +75,8 @@ class FGSMRSCS(Method):
         y = example.y
         if self.label_factor is not None:
             y = relaxed_labels(y, self.num_classes, self.label_factor, example.x.dtype)
-        active = self.smoothing.active(self.current_epoch)
-        extra: Tensor | float = 0.0
-        if active or example.judged is None:
-            benign = cross_entropy(wide(logits_at_start(self, example)), y)
-            if example.judged is None:
-                example.judged = self.smoothing.judge(benign, self.current_epoch)
-            if active:
-                extra = example.judged[0, 2] * benign.mean()
-            del benign  # and so the graph of the start, where nothing comes of it
-        return F.cross_entropy(self(example.x_adv), y) + extra
+        benign = self.smoothing.term(example, lambda: logits_at_start(self, example), y, self.current_epoch)
+        return F.cross_entropy(self(example.x_adv), y) + benign
 
     def after_step(self, example: JudgedExample) -> None:
         self.smoothing.add(example.judged, self.current_epoch)
