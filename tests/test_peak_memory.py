@@ -159,11 +159,11 @@ def take(size: int) -> None:
 @LINUX
 def test_the_process_without_validation() -> None:
     monitor, lighter = ComputeMonitor(show=False), ComputeMonitor(show=False)
-    fit(Takes(take, [40 * MIB]), Validates(take, 250 * MIB), lighter, epochs=1)
-    fit(Takes(take, [140 * MIB]), Validates(take, 250 * MIB), monitor, epochs=1)
+    fit(Takes(take, [40 * MIB]), Validates(take, 900 * MIB), lighter, epochs=1)
+    fit(Takes(take, [440 * MIB]), Validates(take, 900 * MIB), monitor, epochs=1)
     assert monitor.cost["peak_memory_of"] == OF_PROCESS
     difference = monitor.cost["peak_memory"] - lighter.cost["peak_memory"]
-    assert abs(difference - 100 * MIB) < 40 * MIB
+    assert abs(difference - 400 * MIB) < 200 * MIB  # what a process holds beside varies by some 40 MiB
 
 
 def test_a_system_that_cannot_forget_is_told_of(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
