@@ -13,6 +13,7 @@ __getattr__, __dir__, __all__ = attach(
         "WeightAverage": "weights.averaging",
         "WeightPerturbation": "weights.perturbation",
         "APGD": "attacks.apgd",
+        "Analysis": "analysis.base",
         "Attack": "attacks.base",
         "AutoAttack": "attacks.autoattack",
         "BIM": "attacks.bim",
