@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .augment import shift
-from .hashing import AUGMENT, hash_keys, integers
+from .hashing import AUGMENT, hash_keys, integers, uniform
 
 
 class Augmentation(ABC):
@@ -46,6 +46,15 @@ def augmented(
             y = rows.scatter_(1, y.unsqueeze(1), 1.0)
         x, y = augmentation(x, y, hash_keys(keys, place))
     return x, y, index
+
+
+def partners(keys: Tensor, draw: int) -> Tensor:
+    """For each sample another one of the batch, int64 (B,): the next in an order drawn from the keys.
+
+    No two have the same, and a sample has itself only if it is alone. Another batch gives other partners.
+    """
+    order = uniform(keys, draw).argsort(stable=True)
+    return torch.empty_like(order).scatter_(0, order, order.roll(-1))
 
 
 def box(keys: Tensor, draw: int, size: tuple[int, int], height: int | Tensor, width: int | Tensor) -> tuple[Tensor, Tensor]:

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .augmentations import Augmentation, box
+from .augmentations import Augmentation, box, partners
 from .hashing import uniform
 
 _KNOTS = 4096
@@ -46,8 +46,7 @@ class CutMix(Augmentation):
         height, width = x.shape[2:]
         side = (1 - self._beta(uniform(keys, 0))).sqrt() * (uniform(keys, 1) < self.probability)
         rows, columns = box(keys, 2, (height, width), (height * side).long(), (width * side).long())
-        order = uniform(keys, 4).argsort(stable=True)
-        partner = torch.empty_like(order).scatter_(0, order, order.roll(-1))
+        partner = partners(keys, 4)
         inside = (rows.unsqueeze(2) & columns.unsqueeze(1)).unsqueeze(1)
         kept = (1 - (rows.sum(1) * columns.sum(1)).to(y.dtype) / (height * width)).unsqueeze(1)
         return torch.where(inside, x[partner], x), kept * y + (1 - kept) * y[partner]
