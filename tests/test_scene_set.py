@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from robust_pl.scenes import Renderer, SceneSet, Views
+from robust_pl.callbacks.viewpoints.draws import ObjectDraws
+from robust_pl.callbacks.viewpoints.problem import ViewProblem
+from robust_pl.scenes import Renderer, SceneSet, Views, ViewSpace
 
 
 class Flat:
@@ -52,6 +54,21 @@ def test_a_view_has_the_same_background_wherever_it_is_rendered() -> None:
     alone = torch.cat([scenes.images(which[i : i + 1], poses(1.0), key[i : i + 1]) for i in range(6)])
     assert torch.equal(together, alone)
     assert len(together[:, 0, 0, 3].unique()) > 2
+
+
+def test_an_object_keeps_its_background_in_a_part_of_the_set_and_where_it_is_attacked() -> None:
+    bank = torch.linspace(0, 1, 50).view(50, 1, 1, 1).expand(50, 3, 4, 4)
+    names = [f"cow {i}" for i in range(6)]
+    scenes = SceneSet([Flat(0.1)] * 6, [0] * 6, names, background=bank)
+    which = torch.arange(6)
+    whole = scenes.images(which, poses(*[4.0] * 6))
+    assert len(whole[:, 0, 0, 3].unique()) > 3
+    assert torch.equal(scenes.subset([4, 2]).images(which[:2], poses(4.0, 4.0)), whole[[4, 2]])
+    space = ViewSpace(active=["gamma"], fixed={"phi": 0.0})
+    draws = ObjectDraws(0, names)
+    problem = ViewProblem(nn.Linear(1, 1), scenes, scenes.labels, space, draws, 8).part([5, 1])
+    seen = problem.images(which[:2], space.squash(torch.zeros(2, 1)))
+    assert torch.equal(seen[..., 3], whole[[5, 1]][..., 3])
 
 
 @pytest.mark.parametrize(

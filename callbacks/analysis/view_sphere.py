@@ -20,7 +20,6 @@ from ..attacks.prepare import prepared
 from ..store.files import write
 from ..track import log_rows
 from ..viewpoints.base import ViewpointAttack
-from ..viewpoints.draws import background_keys
 from ..viewpoints.places import places_of
 
 
@@ -107,7 +106,7 @@ class ViewSphere(Callback):
     def _look(self, model: LightningModule, scenes: SceneSet, objects: Tensor, poses: Tensor) -> Tensor:
         """How many of the objects the network gets right from each pose (P, 4, 4), int64 (P,)."""
         device, dtype = poses.device, next((p.dtype for p in model.parameters()), torch.float32)
-        keys, labels = background_keys(scenes.ids).to(device), scenes.labels.to(device)
+        labels = scenes.labels.to(device)
         right = torch.zeros(len(poses), dtype=torch.int64, device=device)
         if not len(objects):  # more processes than objects
             return right
@@ -116,7 +115,7 @@ class ViewSphere(Callback):
         for some, at in zip(which.split(self.batch_size), place.split(self.batch_size), strict=True):
             # A pose in half precision would be off by degrees.
             with torch.autocast(device.type, enabled=False):
-                images = scenes.images(some, poses[at], keys[some])
+                images = scenes.images(some, poses[at])
             right.index_add_(0, at, (model(images.to(dtype)).argmax(1) == labels[some]).long())
         return right
 

@@ -6,7 +6,6 @@ sample does not depend on the batch, the number of processes, the device or what
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable
 from typing import Protocol
 
@@ -14,14 +13,10 @@ import torch
 from torch import Tensor
 
 from ...data.hashing import hash_keys, uniform
+from ...data.hashing import seed_from as seed_from
 
 CHUNK = 16
 """Samples that share one seed in evaluation: few enough that odd batches waste little, enough to draw in bulk."""
-
-
-def seed_from(*parts: int | str) -> int:
-    """A seed of 63 bits from whatever names the draw; the same on every machine and in every process."""
-    return int.from_bytes(hashlib.blake2b(repr(parts).encode(), digest_size=8).digest(), "little") >> 1
 
 
 class Draws(Protocol):

@@ -48,8 +48,3 @@ class ObjectDraws:
             generator.manual_seed(seed_from(self.key, name, what))
             source(slot.shape, generator=generator, out=slot)
         return numbers.to(self.device, non_blocking=True)
-
-
-def background_keys(ids: Sequence[str]) -> Tensor:
-    """What chooses the background of each object by its id, int64 (N,), so that a part of a set sees what the whole sees."""
-    return torch.tensor([seed_from("background", name) for name in ids], dtype=torch.int64)

@@ -13,7 +13,6 @@ from torch import Tensor
 from ...functional.viewpoints import azimuth_and_elevation
 from ...scenes.scene_set import SceneSet
 from .distribution import UniformViews, ViewDistribution
-from .draws import background_keys
 
 _AZIMUTH_BIN, _ELEVATION_BIN = 30.0, 15.0
 
@@ -105,7 +104,7 @@ class Found:
             which: int64, on the device that renders.
             view: in degrees and units of the scene, on that device.
         """
-        return scenes.images(which, self.distribution.space.to_matrix(view), background_keys(self.ids).to(which.device)[which])
+        return scenes.images(which, self.distribution.space.to_matrix(view))
 
     def figures(self, name: str) -> dict[str, float]:
         """The figures over all objects, by the names under which they are logged."""

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ...scenes.scene_set import SceneSet
 from ...scenes.view_space import ViewSpace
 from ..attacks.checks import check_logits
-from .draws import ObjectDraws, background_keys
+from .draws import ObjectDraws
 
 WORST = ("worst_fitness", "worst_u", "worst_loss", "worst_prediction")
 
@@ -61,7 +61,6 @@ class ViewProblem:
         self.model, self.scenes, self.space, self.draws, self.batch_size = model, scenes, space, draws, batch_size
         self.labels = labels.to(self.device)
         self.target = None if target is None else target.to(self.device)
-        self.keys = background_keys(scenes.ids).to(self.device)
         self.renders = 0
         n = len(scenes)
         self.worst_fitness = torch.full((n,), -torch.inf, device=self.device)
@@ -105,7 +104,7 @@ class ViewProblem:
         """Pixels (M, 3, H, W) of objects ``which`` (M,) from viewpoints (M, 6)."""
         # A pose in half precision would be off by degrees.
         with torch.autocast(self.device.type, enabled=False):
-            return self.scenes.images(which, self.space.to_matrix(view.float()), self.keys[which])
+            return self.scenes.images(which, self.space.to_matrix(view.float()))
 
     def look(self, u: Tensor) -> Seen:
         """Render every object from its views u (N, S, D), a batch at a time, and ask the network."""

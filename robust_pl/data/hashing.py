@@ -6,6 +6,8 @@ the ranks; a hash depends on none of them. The mixing function is that of SplitM
 
 from __future__ import annotations
 
+import hashlib
+
 import torch
 from torch import Tensor
 
@@ -42,6 +44,11 @@ def hash_keys(*parts: int | Tensor) -> Tensor:
     for part in parts:
         key = _mix(key + torch.as_tensor(part, dtype=torch.int64) + _GAMMA)
     return key
+
+
+def seed_from(*parts: int | str) -> int:
+    """A seed of 63 bits from whatever names the draw; the same on every machine and in every process."""
+    return int.from_bytes(hashlib.blake2b(repr(parts).encode(), digest_size=8).digest(), "little") >> 1
 
 
 def uniform(keys: Tensor, draw: int | Tensor) -> Tensor:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..data.hashing import hash_keys, integers
+from ..data.hashing import hash_keys, integers, seed_from
 from .renderer import Renderer, Views
 
 
@@ -19,7 +19,8 @@ class SceneSet:
         labels: class of each object.
         ids: name of each object, unique; default its number.
         background: what is seen around an object: a grey value in [0, 1], 1 is white; or a bank of images (M, 3, H, W), of
-            which every view gets one by its key, so that attack, training and evaluation put the same behind the same view.
+            which every view gets one by its key. Without keys it is that of the object's id, whichever objects are beside it:
+            attacks, their evaluation folders and :class:`robust_pl.callbacks.ViewSphere` see each object before one picture.
 
     Raises:
         ValueError: if there is no object, the numbers do not fit, an id occurs twice, or the image sizes differ.
@@ -46,6 +47,7 @@ class SceneSet:
         self.labels = torch.as_tensor(labels, dtype=torch.int64)
         self.image_size: tuple[int, int] = sizes.pop()
         self.background = background
+        self._keys = torch.tensor([seed_from("background", name) for name in ids], dtype=torch.int64)
         if isinstance(background, Tensor) and background.shape[1:] != (3, *self.image_size):
             raise ValueError(
                 f"backgrounds of shape {tuple(background.shape)} do not fit images of {self.image_size}: give (M, 3, H, W)"
@@ -85,10 +87,10 @@ class SceneSet:
         Args:
             which: int64.
             pose: camera-to-world.
-            key: int64 (N,), chooses from a bank of backgrounds; default the number of the object.
+            key: int64 (N,), chooses from a bank of backgrounds; default one for each object, by its id.
         """
         seen = self.views(which, pose)
         if not isinstance(self.background, Tensor):
             return seen.over(self.background)
-        chosen = integers(hash_keys(which.cpu() if key is None else key.cpu()), 0, len(self.background))
+        chosen = integers(hash_keys(self._keys[which.cpu()] if key is None else key.cpu()), 0, len(self.background))
         return seen.over(self.background[chosen.to(self.background.device)].to(seen.rgb))
