@@ -142,6 +142,9 @@ def test_spaces_are_equal_where_their_records_are() -> None:
     assert space_record(space_of_record(space_record(space))) == space_record(space)
     assert space_record(ViewSpace(r=(2, 3), active=["theta"])) == space_record(ViewSpace(active=["theta"]))
     assert space_record(ViewSpace(theta=(-90, 90))) != space_record(ViewSpace())
+    cancelled = ViewSpace(normalize_radius=1.5)
+    assert space_of_record(space_record(cancelled)).normalize_radius == 1.5
+    assert space_record(cancelled) != space_record(ViewSpace())
 
 
 def test_uniform_views_fill_the_space() -> None:

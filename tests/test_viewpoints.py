@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from robust_pl.functional.viewpoints import azimuth_and_elevation, camera_to_world, log_tanh_slope
-from robust_pl.scenes import ViewSpace
+from robust_pl.scenes import ViewSpace, natural_space
 from robust_pl.scenes.renderer import focal_length, pixel_rays
 
 S70, C70 = math.sin(math.radians(70)), math.cos(math.radians(70))
@@ -93,6 +93,7 @@ def test_volume_is_the_entropy_of_the_uniform_distribution() -> None:
     [
         ({"phi": (70, -70)}, r"phi=\(70, -70\) must rise"),
         ({"r": (0, 5)}, "must lie above 0"),
+        ({"normalize_radius": 0.0}, r"normalize_radius=0\.0 must lie above 0"),
         ({"active": "roll"}, "is no viewpoint parameter"),
         ({"active": []}, "choose all, angles, position"),
         ({"active": ["phi", "roll"]}, "roll"),
@@ -108,6 +109,21 @@ def test_a_range_that_enters_the_object_is_refused() -> None:
     ViewSpace().check_outside(2.5)
     with pytest.raises(ValueError, match=r"r begins at 3 and the cow reaches 3\.2"):
         ViewSpace().check_outside(3.2, "the cow")
+
+
+def test_the_distance_that_published_code_cancels() -> None:
+    space = ViewSpace(normalize_radius=1.5)
+    view = torch.tensor([[0.0, 0, 70, r, 0, 0] for r in (3, 4, 5)] + [[20, 30, 40, 3, 0.5, -0.5]], dtype=torch.float64)
+    pose, plain = space.to_matrix(view), ViewSpace().to_matrix(view)
+    expected = torch.tensor([1.423, 1.455, 1.471, 1.5 * math.sqrt(9.5 / 10.5)], dtype=torch.float64)
+    torch.testing.assert_close(pose[:, :3, 3].norm(dim=1), expected, atol=5e-4, rtol=0)
+    torch.testing.assert_close(pose[:, :3, :3], plain[:, :3, :3])  # turned as before, in the same direction
+    torch.testing.assert_close(torch.linalg.cross(pose[:, :3, 3], plain[:, :3, 3]), torch.zeros(4, 3, dtype=torch.float64))
+    assert space.distances == pytest.approx((1.4230, 1.4709), abs=1e-4)
+    assert natural_space(space).normalize_radius == 1.5
+    space.check_outside(1.4)
+    with pytest.raises(ValueError, match=r"normalize_radius=1\.5 puts cameras at 1\.42302 and the cow reaches 1\.45"):
+        space.check_outside(1.45, "the cow")
 
 
 def test_rays_of_pixel_centres_by_hand() -> None:

@@ -141,6 +141,4 @@ class ViewSphere(Callback):
         if self.distance is not None:
             return self.distance
         space = getattr(trainer.datamodule, "view_space", None)
-        if space is None:
-            return 4.0
-        return sum(space.ranges["r"]) / 2 if "r" in space.active else space.fixed["r"]
+        return 4.0 if space is None else sum(space.distances) / 2

@@ -204,10 +204,10 @@ def space_record(space: ViewSpace) -> dict[str, Any]:
         "ranges": {name: [float(end) for end in space.ranges[name]] for name in space.active},
         "active": list(space.active),
         "fixed": {name: float(value) for name, value in space.fixed.items()},
-    }
+    } | ({} if space.normalize_radius is None else {"normalize_radius": float(space.normalize_radius)})
 
 
 def space_of_record(record: Mapping[str, Any]) -> ViewSpace:
     """The space that :func:`space_record` wrote down."""
     ranges = {name: tuple(ends) for name, ends in record["ranges"].items()}
-    return ViewSpace(**ranges, active=record["active"], fixed=record["fixed"])
+    return ViewSpace(**ranges, active=record["active"], fixed=record["fixed"], normalize_radius=record.get("normalize_radius"))

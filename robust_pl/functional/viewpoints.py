@@ -18,7 +18,8 @@ def camera_to_world(view: Tensor) -> Tensor:
 
     Rz(theta) Ry(-gamma) Rx(phi) T(x, y, r): from a camera at distance ``r`` above the object that looks down, moved by x and y
     in its own plane, phi tilts it down from the pole, gamma tilts that sideways and theta turns it around the object. The sign
-    of gamma is that of the authors' code. The distance stays ``r``; their later code (VIAT) divides it away.
+    of gamma is that of the authors' code. The distance stays ``r``; their later code (VIAT) divides it away, see
+    :func:`cancelled_distance`.
     """
     gamma, theta, phi, r, x, y = view.unbind(-1)
     about_z = _rotation(theta, (0, 1))
@@ -41,6 +42,15 @@ def _rotation(degrees: Tensor, plane: tuple[int, int]) -> Tensor:
     entries[..., a, a] = entries[..., b, b] = angle.cos()
     entries[..., b, a], entries[..., a, b] = angle.sin(), -angle.sin()
     return entries
+
+
+def cancelled_distance(distance: Tensor, scale: float) -> Tensor:
+    """``scale * d / sqrt(d^2 + 1)``: the distance from the origin that VIAT's code (arXiv 2307.10235) gives a camera at d.
+
+    It divides the camera's place by the norm of its homogeneous coordinates over 1.5, so that distances of 3 to 5 become 1.423
+    to 1.471.
+    """
+    return scale * distance / (distance.square() + 1).sqrt()
 
 
 def azimuth_and_elevation(pose: Tensor) -> tuple[Tensor, Tensor]:

@@ -27,4 +27,10 @@ def natural_space(space: ViewSpace, elevation: Range = USUAL_ELEVATION) -> ViewS
     moves: list[Parameter] = [name for name in ("r", "x", "y") if name in space.active]
     fixed: dict[Parameter, float] = {name: value for name, value in space.fixed.items() if name in ("r", "x", "y")}
     ranges = {name: space.ranges[name] for name in ("r", "x", "y")}
-    return ViewSpace(phi=(90 - high, 90 - low), **ranges, active=["theta", "phi", *moves], fixed={**fixed, "gamma": 0.0})
+    return ViewSpace(
+        phi=(90 - high, 90 - low),
+        **ranges,
+        active=["theta", "phi", *moves],
+        fixed={**fixed, "gamma": 0.0},
+        normalize_radius=space.normalize_radius,
+    )

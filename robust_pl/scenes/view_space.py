@@ -9,7 +9,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from ..functional.viewpoints import camera_to_world, log_tanh_slope
+from ..functional.viewpoints import camera_to_world, cancelled_distance, log_tanh_slope
 
 Parameter = Literal["gamma", "theta", "phi", "r", "x", "y"]
 NAMES: tuple[str, ...] = get_args(Parameter)
@@ -35,6 +35,9 @@ class ViewSpace:
         y: shift upwards.
         active: ``all``, ``angles`` (with r at 4, no shift), ``position`` (at phi 45 degrees, theta and gamma 0), or names.
         fixed: values of the parameters that are not active, by name, instead of those.
+        normalize_radius: None leaves the camera at the distance that was drawn. 1.5 is what VIAT's released code does, on which
+            the published numbers of ImageNet-V+ depend: a camera at distance d stands at 1.5 * d / sqrt(d^2 + 1), so that ``r``
+            moves it by 1.7 % at most. Another number takes the place of 1.5.
 
     Raises:
         ValueError: if a range is empty, a name unknown, or nothing is active.
@@ -50,6 +53,7 @@ class ViewSpace:
         y: Range = (-0.5, 0.5),
         active: Literal["all", "angles", "position"] | Sequence[Parameter] = "all",
         fixed: dict[Parameter, float] | None = None,
+        normalize_radius: float | None = None,
     ) -> None:
         self.ranges: dict[str, Range] = dict(zip(NAMES, (gamma, theta, phi, r, x, y), strict=True))
         for name, (low, high) in self.ranges.items():
@@ -59,6 +63,9 @@ class ViewSpace:
                 )
         if r[0] <= 0:
             raise ValueError(f"r={r} is a distance and must lie above 0")
+        if normalize_radius is not None and not 0 < normalize_radius < math.inf:
+            raise ValueError(f"normalize_radius={normalize_radius} must lie above 0, such as 1.5, or be None")
+        self.normalize_radius = normalize_radius
         groups: dict[str, tuple[str, ...]] = {"all": NAMES, "angles": ANGLES, "position": POSITION}
         named = groups.get(active, (active,)) if isinstance(active, str) else tuple(active)
         fixed = dict(fixed or {})
@@ -109,7 +116,21 @@ class ViewSpace:
 
     def to_matrix(self, view: Tensor) -> Tensor:
         """Poses camera-to-world (..., 4, 4) of viewpoints (..., 6)."""
-        return camera_to_world(view)
+        pose = camera_to_world(view)
+        if self.normalize_radius is None:
+            return pose
+        away = pose[..., :3, 3].norm(dim=-1, keepdim=True)
+        pose[..., :3, 3] = pose[..., :3, 3] / away * cancelled_distance(away, self.normalize_radius)
+        return pose
+
+    @property
+    def distances(self) -> Range:
+        """Smallest and largest distance of an unshifted camera from the origin."""
+        low, high = self.ranges["r"] if "r" in self.active else (self.fixed["r"],) * 2
+        if self.normalize_radius is None:
+            return low, high
+        low, high = cancelled_distance(torch.tensor([low, high], dtype=torch.float64), self.normalize_radius).tolist()
+        return low, high
 
     def check_outside(self, radius: float, what: str = "the object") -> None:
         """Refuse ranges in which a camera could stand inside a sphere around the origin that holds the object.
@@ -117,12 +138,19 @@ class ViewSpace:
         Raises:
             ValueError: naming the distance.
         """
-        nearest = self.ranges["r"][0] if "r" in self.active else self.fixed["r"]
-        if nearest <= radius:
-            raise ValueError(
-                f"r begins at {nearest:g} and {what} reaches {radius:g} from the origin: the camera would stand inside, so let "
-                f"ViewSpace.r begin above {radius:g}, or scale the scene down"
+        nearest = self.distances[0]
+        if nearest > radius:
+            return
+        begins, remedy = f"r begins at {nearest:g}", f"let ViewSpace.r begin above {radius:g}"
+        if self.normalize_radius is not None:
+            begins, remedy = (
+                f"normalize_radius={self.normalize_radius:g} brings the camera to {nearest:g}",
+                "raise or leave it out",
             )
+        raise ValueError(
+            f"{begins} and {what} reaches {radius:g} from the origin: the camera would stand inside, so {remedy}, or scale the "
+            "scene down"
+        )
 
     def _whole(self, active: Tensor) -> Tensor:
         """All six parameters, of the active ones (..., D)."""
