@@ -144,8 +144,8 @@ class ViewSpace:
         begins, remedy = f"r begins at {nearest:g}", f"let ViewSpace.r begin above {radius:g}"
         if self.normalize_radius is not None:
             begins, remedy = (
-                f"normalize_radius={self.normalize_radius:g} brings the camera to {nearest:g}",
-                "raise or leave it out",
+                f"normalize_radius={self.normalize_radius:g} puts cameras at {nearest:g}",
+                "raise it, or leave it out",
             )
         raise ValueError(
             f"{begins} and {what} reaches {radius:g} from the origin: the camera would stand inside, so {remedy}, or scale the "
