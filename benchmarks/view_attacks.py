@@ -22,15 +22,25 @@ from robust_pl.data import ProceduralViewsDataModule
 
 
 def attacks(popsize: int, iterations: int, samples: int) -> dict[str, ViewpointAttack]:
-    """What each network is tested by; searches of one row have equal numbers of renders."""
+    """What each network is tested by; each search renders as often as the random search before it, or a few views less.
+
+    Raises:
+        ValueError: if a size is out of its range.
+    """
+    if iterations < 11:
+        raise ValueError(f"iterations={iterations} must be at least 11: ten of them look for a start")
     evolution = {"popsize": popsize, "iterations": iterations, "eval_samples": samples}
+    # Ten populations of uniform views come first, and as many iterations less follow.
+    begun = {**evolution, "iterations": iterations - 10, "begin": "search"}
     return {
         "clean": NaturalViews(eval_samples=samples),
         "random": RandomViews(eval_samples=samples),
         "search 1": RandomViews(popsize * iterations, keep=1, sigma=0.15, eval_samples=samples),
-        "viewfool": ViewFool(**evolution),
+        "viewfool": ViewFool(**begun),
+        "middle": ViewFool(**evolution),
         "search 5": RandomViews((popsize + 4) * iterations, keep=5, sigma=0.15, eval_samples=samples),
-        "gmvfool": GMVFool(5, **evolution),
+        "gmvfool": GMVFool(5, **begun),
+        "spread": GMVFool(5, **evolution),
     }
 
 

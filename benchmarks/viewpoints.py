@@ -6,8 +6,9 @@ command line as a user would; its last weights are then attacked on the objects 
 
 - ``clean``: natural views; ``random``: views from all of the space.
 - ``search 1``: the worst of as many random views as ViewFool renders, under the noise that its distribution ends with;
-  ``viewfool``: 51 candidates, 25 iterations.
-- ``search 5``: likewise the 5 worst of as many as GMVFool renders; ``gmvfool``: 5 components, 51 candidates, 25 iterations.
+  ``viewfool``: 51 candidates, 25 iterations, of which ten look for a start at random; ``middle``: its published start.
+- ``search 5``: likewise the 5 worst of as many as GMVFool renders; ``gmvfool``: 5 components, 51 candidates, 25 iterations,
+  likewise; ``spread``: its published start.
 
 The table holds accuracy over 100 fresh views of each object, and beside it how many objects are still right at the worst of all
 views that were rendered and the mean loss there. A command runs in a process of one thread, as many at once as there are
@@ -92,7 +93,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--output", type=Path, default=Path("runs/benchmark_viewpoints"))
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="commands at once, one thread each")
     parser.add_argument("--popsize", type=int, default=51, help="candidates of ViewFool and GMVFool")
-    parser.add_argument("--iterations", type=int, default=25, help="of both")
+    parser.add_argument("--iterations", type=int, default=25, help="of both, at least 11")
     parser.add_argument("--samples", type=int, default=100, help="fresh views of each object")
     parser.add_argument("--options", nargs=argparse.REMAINDER, default=[], help="further arguments of every fit; comes last")
     args = parser.parse_args(argv)

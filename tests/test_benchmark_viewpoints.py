@@ -33,10 +33,17 @@ def test_the_compared_trainings_differ_in_the_views_alone() -> None:
 
 def test_searches_of_a_pair_render_as_much() -> None:
     tested = attacks(51, 25, 100)
-    assert tested["search 1"].samples == tested["viewfool"].popsize * tested["viewfool"].iterations
-    gmvfool = tested["gmvfool"]
+    assert tested["search 1"].samples == tested["middle"].popsize * tested["middle"].iterations
+    assert tested["viewfool"].begin == tested["gmvfool"].begin == "search"
+    assert tested["viewfool"].iterations == tested["gmvfool"].iterations == 15
+    gmvfool = tested["spread"]
     assert tested["search 5"].samples == (gmvfool.popsize + gmvfool.components - 1) * gmvfool.iterations
     assert tested["search 5"].keep == gmvfool.components and tested["search 1"].keep == 1
+
+
+def test_too_few_iterations_are_one_line() -> None:
+    with pytest.raises(ValueError, match="iterations=10 must be at least 11"):
+        attacks(51, 10, 100)
 
 
 def test_a_table_by_hand() -> None:
@@ -54,7 +61,7 @@ def test_a_table_by_hand() -> None:
 def test_the_benchmark_runs_and_goes_on(tmp_path: Path) -> None:
     small = ["train_objects=2", "views_per_object=7", "val_objects=1", "image_size=16"]
     fit = [f"--data.init_args.{size}" for size in small] + ["--trainer.max_epochs=5", "--model.init_args.renders=4"]
-    sizes = ["--popsize", "11", "--iterations", "2", "--samples", "5", "--seeds", "0", "--trainings", "viat", "natural"]
+    sizes = ["--popsize", "11", "--iterations", "11", "--samples", "5", "--seeds", "0", "--trainings", "viat", "natural"]
     command = [sys.executable, "-m", "benchmarks.viewpoints", *sizes, "--output", str(tmp_path), "--options", *fit]
     first, again = (subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=1500) for _ in range(2))
     assert first.returncode == again.returncode == 0, first.stderr[-3000:] + first.stdout[-3000:]
@@ -62,7 +69,7 @@ def test_the_benchmark_runs_and_goes_on(tmp_path: Path) -> None:
     assert "fit:" not in again.stdout and "test:" not in again.stdout
     report = json.loads((tmp_path / "viewpoints.json").read_text())
     figures = report["rows"]["viat"][0]["figures"]
-    assert list(figures) == ["clean", "random", "search 1", "viewfool", "search 5", "gmvfool"]
-    assert figures["search 1"]["renders"] == figures["viewfool"]["renders"]
-    assert figures["search 5"]["renders"] == figures["gmvfool"]["renders"]
+    assert list(figures) == ["clean", "random", "search 1", "viewfool", "middle", "search 5", "gmvfool", "spread"]
+    assert figures["search 1"]["renders"] == figures["viewfool"]["renders"] == figures["middle"]["renders"]
+    assert figures["search 5"]["renders"] == figures["spread"]["renders"] > figures["gmvfool"]["renders"]
     assert (tmp_path / "viewpoints.md").read_text().count("| viat |") == 3
