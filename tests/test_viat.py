@@ -256,6 +256,24 @@ def test_mixed_labels_and_backgrounds_from_a_bank(tmp_path: Path) -> None:
     assert method.loss(example).isfinite()
 
 
+def test_renders_may_pass_by_the_normalization(tmp_path: Path) -> None:
+    """As in published code: the network's first layer then sees the pixels of a render themselves, and a batch normalised."""
+    mean, std = torch.tensor([0.2, 0.4, 0.6]).view(3, 1, 1), torch.tensor([0.5, 0.25, 0.1]).view(3, 1, 1)
+    seen: list[Tensor] = []
+    for normal in (True, False):
+        torch.manual_seed(0)
+        net = SmallCNN(3, 3, 2, mean=mean.flatten().tolist(), std=std.flatten().tolist())
+        method = RandomViewTraining(net, RENDERS, normalize_renders=normal, optimizer=still, num_classes=3)
+        examples = Examples(method)
+        fit(method, tmp_path, max_epochs=1)
+        seen.append(net.normalize(examples.seen[0].x))
+    whole, passed = seen
+    torch.testing.assert_close(passed[:BATCH], whole[:BATCH])
+    torch.testing.assert_close(passed[BATCH:], whole[BATCH:] * std + mean)
+    with pytest.raises(ValueError, match="normalize_renders=False, and the network has no Normalize"):
+        RandomViewTraining(FailsNear(BAD), normalize_renders=False)
+
+
 def test_renders_and_passes_are_counted(tmp_path: Path) -> None:
     data, net = Photos(), SmallCNN(3, 3, 2)
     method, passes = viat(net), []

@@ -33,12 +33,15 @@ class NaturalViewTraining(RenderedViews):
         views_per_object: int = 0,
         space: ViewSpace | None = None,
         seed: int | None = None,
+        normalize_renders: bool = True,
         optimizer: OptimizerFactory = lambda params: SGD(params, lr=0.1, momentum=0.9, weight_decay=5e-4),
         schedule: Schedule | None = None,
         weights: str | None = None,
         num_classes: int = 10,
     ) -> None:
-        super().__init__(net, renders, views_per_object, space, seed, optimizer, schedule, weights, num_classes)
+        super().__init__(
+            net, renders, views_per_object, space, seed, normalize_renders, optimizer, schedule, weights, num_classes
+        )
         natural_space(ViewSpace(), elevation)  # refuses elevations that are none
         self.elevation = (elevation[0], elevation[1])
 

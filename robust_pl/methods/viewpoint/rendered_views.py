@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.optim import SGD
 
 from ...data.hashing import hash_keys, integers, uniform
+from ...nets.normalize import Normalize
 from ...scenes.scene_set import SceneSet
 from ...scenes.view_space import ViewSpace
 from ..base import Method, OptimizerFactory
@@ -28,9 +29,9 @@ class RenderedViews(Method):
 
     Of each view the class is uniform among those with objects, the object uniform in its class; a subclass says by
     :meth:`sample_views` from where it is seen. Batch and views are one concatenated batch with one mean loss, and come in the
-    same pixels in [0, 1]: the authors' code leaves renders un-normalised in training and normalises them in the attack. Behind
-    a view is the background of the data module's scenes; from a bank of pictures each view gets its own, where an attack shows
-    an object before one picture, since an object could else be known by what is behind it. Mixed labels are possible.
+    same pixels in [0, 1]: for what the authors' code does see ``normalize_renders``. Behind a view is the background of the
+    data module's scenes; from a bank of pictures each view gets its own, where an attack shows an object before one picture,
+    since an object could else be known by what is behind it. Mixed labels are possible.
 
     The data module offers ``train_scenes``, a :class:`robust_pl.scenes.SceneSet`, and may offer ``view_space``. Views are
     rendered on the device in :meth:`craft`, without gradients and outside of autocast. Every random number is a function of the
@@ -50,11 +51,15 @@ class RenderedViews(Method):
             8-bit pixels: for renderers that cost more than the network. It takes 3 * H * W bytes a view.
         space: ranges of viewpoints; None takes the ``view_space`` of the data module, or else ViewFool's ranges.
         seed: of all random numbers; None takes that of the data module.
+        normalize_renders: False lets renders pass by the network's :class:`robust_pl.nets.Normalize`, as in the authors' code,
+            on which the published numbers depend: there the images are normalised, and the renders of the search, but those of
+            the training are not.
         optimizer: see :class:`Method`, and so all others.
 
     Raises:
-        ValueError: if an argument is out of range; before the first step, if the data module offers no ``train_scenes``, their
-            labels or image size do not fit, or a camera could stand inside an object.
+        ValueError: if an argument is out of range, or the network normalises nothing where ``normalize_renders`` is False;
+            before the first step, if the data module offers no ``train_scenes``, their labels or image size do not fit, or a
+            camera could stand inside an object.
     """
 
     def __init__(
@@ -64,6 +69,7 @@ class RenderedViews(Method):
         views_per_object: int = 0,
         space: ViewSpace | None = None,
         seed: int | None = None,
+        normalize_renders: bool = True,
         optimizer: OptimizerFactory = lambda params: SGD(params, lr=0.1, momentum=0.9, weight_decay=5e-4),
         schedule: Schedule | None = None,
         weights: str | None = None,
@@ -75,6 +81,12 @@ class RenderedViews(Method):
         if views_per_object < 0:
             raise ValueError(f"views_per_object={views_per_object} must be at least 1, or 0 for new views at every step")
         self.renders, self.views_per_object, self.space, self.seed = renders, views_per_object, space, seed
+        self.normalize_renders = normalize_renders
+        if not normalize_renders and self._normalization() is None:
+            raise ValueError(
+                "normalize_renders=False, and the network has no Normalize that renders could pass by: give it mean and std, "
+                "or leave normalize_renders out"
+            )
         self._scenes: SceneSet | None = None
         self._members: ObjectsByClass | None = None
         self._cache: RenderCache | None = None
@@ -94,11 +106,16 @@ class RenderedViews(Method):
     def craft(self, batch: tuple[Tensor, ...], eps: Tensor | None = None) -> Example:
         example = self.clean(batch)
         x, y = self.rendered_batch()
+        if not self.normalize_renders:  # what becomes x again where the network normalises
+            x = x * self._normalization().std + self._normalization().mean
         y = y if example.y.dim() == 1 else F.one_hot(y, example.y.shape[1]).to(example.y)
         nowhere = example.index.new_full((len(x),), -1)
         return Example(
             torch.cat([example.x, x.to(example.x.dtype)]), torch.cat([example.y, y]), torch.cat([example.index, nowhere])
         )
+
+    def _normalization(self) -> Normalize | None:
+        return next((module for module in self.net.modules() if isinstance(module, Normalize)), None)
 
     def loss(self, example: Example) -> Tensor:
         return F.cross_entropy(self(example.x), example.y)

@@ -45,10 +45,11 @@ class VIAT(RenderedViews):
       object of its class says, so that what was found for one also teaches about the others.
 
     The authors initialise by a trained classifier; take ``weights`` for that, or ``start_epoch``. Ours by default where their
-    code is not what the paper says: the camera's distance is what was drawn, where their renderer divides it away; training and
-    search see pixels of the same range; the mean that the search found is the centre of the distribution, where theirs is the
-    last best candidate (``search.center``); and the mixture is joint (``search.mixture``). Their 16 views beside 512 images are
-    3 % of a step; the default here are 16 as well, whatever the batch.
+    code is not what the paper says: the camera's distance is what was drawn, where their renderer divides it away
+    (``search.space.normalize_radius``); training and search see pixels of the same range (``normalize_renders``); the mean that
+    the search found is the centre of the distribution, where theirs is the last best candidate (``search.center``); and the
+    mixture is joint (``search.mixture``). Their 16 views beside 512 images are 3 % of a step; the default here are 16 as well,
+    whatever the batch.
 
     The distributions are buffers, ``pool.mean`` and so on, equal on all processes and in the checkpoint. Processes share the
     objects of a search out, chunk by chunk, so choose ``search.chunk`` no larger than objects / processes. A search is kept in
@@ -85,13 +86,16 @@ class VIAT(RenderedViews):
         start_epoch: int = 0,
         views_per_object: int = 0,
         seed: int | None = None,
+        normalize_renders: bool = True,
         optimizer: OptimizerFactory = lambda params: SGD(params, lr=0.1, momentum=0.9, weight_decay=5e-4),
         schedule: Schedule | None = None,
         weights: str | None = None,
         num_classes: int = 10,
     ) -> None:
         search = GMVFool(components=15, chunk=4) if search is None else search
-        super().__init__(net, renders, views_per_object, search.space, seed, optimizer, schedule, weights, num_classes)
+        super().__init__(
+            net, renders, views_per_object, search.space, seed, normalize_renders, optimizer, schedule, weights, num_classes
+        )
         if not isinstance(search, GMVFool | ViewFool):
             raise TypeError(
                 f"search is a {type(search).__name__}, which cannot go on from where it was: use GMVFool or ViewFool"
