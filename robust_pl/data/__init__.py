@@ -5,6 +5,8 @@ from .._lazy import attach
 __getattr__, __dir__, __all__ = attach(
     __name__,
     {
+        "AugMixChains": "augmix",
+        "AugMixOperation": "augmix",
         "Augmentation": "augmentations",
         "CropAndFlip": "augmentations",
         "CutMix": "mixing",
@@ -20,6 +22,7 @@ __getattr__, __dir__, __all__ = attach(
         "ImageNetVDataModule": "imagenet_v",
         "LabelSmoothing": "mixing",
         "PosedPhotosDataModule": "posed_photos",
+        "MixedChains": "mixed_chains",
         "MultiViewDataModule": "multi_view",
         "ProceduralViewsDataModule": "procedural_views",
         "RandAugment": "rand_augment",

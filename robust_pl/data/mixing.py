@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from .augmentations import Augmentation, box, partners
+from .beta import Beta
 from .hashing import uniform
-
-_KNOTS = 4096
 
 
 class CutMix(Augmentation):
@@ -36,11 +34,8 @@ class CutMix(Augmentation):
             raise ValueError(f"alpha={alpha} must be a number above 0")
         if not 0 <= probability <= 1:
             raise ValueError(f"probability={probability} must lie in [0, 1]")
-        from scipy.special import betaincinv
-
         self.alpha, self.probability = alpha, probability
-        # Quantiles, since a Beta number that is accepted or rejected would make the device wait.
-        self._quantiles = torch.from_numpy(betaincinv(alpha, alpha, np.linspace(0, 1, _KNOTS + 1)))
+        self._beta = Beta(alpha, alpha)
 
     def __call__(self, x: Tensor, y: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
         height, width = x.shape[2:]
@@ -50,14 +45,6 @@ class CutMix(Augmentation):
         inside = (rows.unsqueeze(2) & columns.unsqueeze(1)).unsqueeze(1)
         kept = (1 - (rows.sum(1) * columns.sum(1)).to(y.dtype) / (height * width)).unsqueeze(1)
         return torch.where(inside, x[partner], x), kept * y + (1 - kept) * y[partner]
-
-    def _beta(self, u: Tensor) -> Tensor:
-        """Beta numbers of uniform ones: the distribution's quantiles, linear between the knots of a table."""
-        if self._quantiles.device != u.device:
-            self._quantiles = self._quantiles.to(u.device)
-        place = u * _KNOTS
-        below = place.long()
-        return torch.lerp(self._quantiles[below], self._quantiles[below + 1], place - below)
 
 
 class LabelSmoothing(Augmentation):
