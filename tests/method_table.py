@@ -49,7 +49,9 @@ from robust_pl.methods import (
     AdaptiveSmoothing,
     AdversarialFineTuning,
     AdvMoE,
+    AdvProp,
     ConvergeSmooth,
+    FastAdvProp,
     FastAT,
     FreeAT,
     GradAlign,
@@ -69,7 +71,7 @@ from robust_pl.methods import (
     UniformSoup,
     ZeroGrad,
 )
-from robust_pl.nets import AdaptiveDualNet, AWNet, MixedClassifier, MoESmallCNN, SmallCNN, TrainedNet
+from robust_pl.nets import AdaptiveDualNet, AWNet, DualNet, MixedClassifier, MoESmallCNN, SmallCNN, TrainedNet
 
 EPS = 0.1
 
@@ -117,6 +119,8 @@ class Case:
 ASSEMBLED = dict.fromkeys(("AWP", "SAM"), "takes no gradient step") | {"EMA": "moves no weights"}
 METHODS: dict[str, Case] = {
     "StandardTraining": Case(lambda optimizer, _: StandardTraining(net(), optimizer=optimizer)),
+    "AdvProp": Case(lambda optimizer, _: AdvProp(DualNet(net()), PGD(EPS, steps=2, targeted=True), optimizer=optimizer)),
+    "FastAdvProp": Case(lambda optimizer, _: FastAdvProp(DualNet(net()), FGSM(EPS, random_start=True), optimizer=optimizer)),
     "PGDAT": Case(lambda optimizer, _: PGDAT(net(), PGD(EPS, steps=2), optimizer)),
     "TRADES": Case(lambda optimizer, _: TRADES(net(), PGD(EPS, steps=2, random_start="normal"), optimizer=optimizer)),
     "MART": Case(lambda optimizer, _: MART(net(), PGD(EPS, steps=2, random_start="normal"), optimizer=optimizer)),

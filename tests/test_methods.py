@@ -45,6 +45,7 @@ from robust_pl.methods import (
     SAR,
     SSAT,
     TRADES,
+    AdvProp,
     ConvergeSmooth,
     Cosine,
     Example,
@@ -61,7 +62,7 @@ from robust_pl.methods import (
     TorchSchedule,
     ZeroGrad,
 )
-from robust_pl.nets import SmallCNN
+from robust_pl.nets import DualNet, SmallCNN
 
 QUIET: dict[str, Any] = {
     "logger": False,
@@ -106,6 +107,7 @@ class Counted(nn.Module):
     [
         (lambda net: StandardTraining(net, optimizer=sgd), (0, 0), 1),
         (lambda net: PGDAT(net, PGD(steps=10), optimizer=sgd), (10, 10), 1),
+        (lambda net: AdvProp(DualNet(net), optimizer=sgd), (1, 1), 2),
         (lambda net: TRADES(net, PGD(steps=10, random_start="normal"), optimizer=sgd), (11, 10), 2),
         (lambda net: FreeAT(net, replays=5, optimizer=sgd), (0, 0), 5),
         (lambda net: MART(net, PGD(steps=10, random_start="normal"), optimizer=sgd), (10, 10), 2),
@@ -142,7 +144,7 @@ class Counted(nn.Module):
         (lambda net: ABSLD(net, SmallCNN(width=4), optimizer=sgd), (10, 10), 2),
     ],
     ids=[
-        *("StandardTraining", "PGDAT", "TRADES", "FreeAT", "MART", "FR", "FR before its start", "SAR", "PeerAiD"),
+        *("StandardTraining", "PGDAT", "AdvProp", "TRADES", "FreeAT", "MART", "FR", "FR before its start", "SAR", "PeerAiD"),
         *("FGSMAT", "FastAT", "NFGSM", "GradAlign"),
         *("ZeroGrad", "MultiGrad", "AAER", "ELLE", "ELLEA", "SSAT", "NuAT", "GAT"),
         *("FGSMPGI", "FGSMUAP", "FGSMCUAP", "FGSMFUAP", "FGSMPCO", "FGSMMEPCS", "FGSMMEPCS, not smoothed", "FGSMRSCS"),

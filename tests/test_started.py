@@ -12,7 +12,7 @@ from lightning.pytorch import Trainer
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from robust_pl.callbacks import AWP, FGSM, PGD, RWP, SAM, NoisyFGSM, Square
+from robust_pl.callbacks import AWP, BIM, FGSM, PGD, RWP, SAM, NoisyFGSM, Square
 from robust_pl.callbacks.weights.perturbation import Displaced
 from robust_pl.methods import FGSMPGI, FGSMRSCS
 from robust_pl.methods.fast.prior import PriorExample
@@ -191,5 +191,5 @@ def test_a_compiled_network_is_refused() -> None:
 
 def test_an_attack_that_chooses_its_own_start_refuses_one() -> None:
     x = torch.rand(2, 1, 8, 8)
-    with pytest.raises(ValueError, match="PGD chooses its own start"):
-        PGD(0.1, steps=2).run(SmallCNN(width=2), x, torch.tensor([0, 1]), start=x)
+    with pytest.raises(ValueError, match="BIM chooses its own start"):
+        BIM(0.1, steps=2).run(SmallCNN(width=2), x, torch.tensor([0, 1]), start=x)

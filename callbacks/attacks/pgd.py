@@ -25,6 +25,8 @@ class PGD(Iterative):
         eps: see :class:`Attack`, and so all others.
     """
 
+    takes_start = True
+
     def __init__(
         self,
         eps: Number | Tensor = DEFAULT_EPS,

@@ -43,6 +43,8 @@ __getattr__, __dir__, __all__ = attach(
         "FGSMUAP": "fast.fgsm_uap",
         "LIET": "fast.liet",
         "AFA": "adversarial.afa",
+        "AdvProp": "natural.adv_prop",
+        "FastAdvProp": "natural.fast_adv_prop",
         "AdvMoE": "adversarial.adv_moe",
         "AdaptiveSmoothing": "adversarial.adaptive_smoothing",
         "AdversarialFineTuning": "adversarial.fine_tuning",

@@ -57,6 +57,8 @@ class Method(LightningModule, ABC):
     """What the training attack maximises unless it names an objective itself."""
     refuses_perturbation: str | None = None
     """Why AWP, SAM and the like cannot be combined with the method; None if they can."""
+    aims: bool = False
+    """Whether :meth:`craft` chooses the labels that a targeted training attack is to reach."""
 
     def __init__(
         self,
@@ -76,7 +78,7 @@ class Method(LightningModule, ABC):
         self.save_hyperparameters(ignore=live)
         self.net = net
         self.attack = attack if attack is not None else self.default_attack()
-        if self.attack is not None and self.attack.targeted:
+        if self.attack is not None and self.attack.targeted and not self.aims:
             raise ValueError("attack.targeted=True would train towards labels that nobody chose: set it to False")
         self.num_classes = num_classes
         self._optimizer, self._schedule, self._weights = optimizer, schedule, weights
@@ -291,5 +293,6 @@ class Method(LightningModule, ABC):
     def _check_first(self, batch: tuple[Tensor, ...]) -> None:
         """Look at the first batch of training, and at that of evaluation: one small forward pass each."""
         if self.training not in self._checked:
-            check_batch(self, batch[0], batch[1], self.num_classes)
+            groups = getattr(self.trainer.datamodule, "class_groups", None)
+            check_batch(self, batch[0], batch[1], self.num_classes if groups is None else len(groups))
             self._checked.add(self.training)

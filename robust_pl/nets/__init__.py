@@ -10,6 +10,7 @@ __getattr__, __dir__, __all__ = attach(
         "DMPreActResNet18": "dm_wide_resnet",
         "DMWideResNet": "dm_wide_resnet",
         "DualBatchNorm": "dual_norm",
+        "DualNet": "dual_net",
         "Frozen": "frozen",
         "ImageClassifier": "classifier",
         "ImageTextPair": "clip_pair",
