@@ -200,6 +200,7 @@ class RobustCLI(LightningCLI):
 
     def after_fit(self) -> None:
         if self.trainer.is_global_zero:
+            RunFolder(Path(self.trainer.default_root_dir)).note(hardware=hardware(self.trainer.strategy.root_device))
             best = Path(self.trainer.default_root_dir, "checkpoints", "best.ckpt")
             print(f"Run folder: {_shown(self.trainer.default_root_dir)}")
             if best.is_file():

@@ -1,8 +1,8 @@
 """One run, one folder.
 
-``<output_dir>/<name>/`` holds ``config.yaml``, ``run.json`` (versions, seed, the run's wandb id), ``checkpoints/best.ckpt``
-and ``last.ckpt``, ``metrics/version_*/metrics.csv``, ``images/``, ``wandb/`` and, for each test or predict, a folder with
-the outcome of every sample; that of averaged weights lies beside it, such as ``test-ema/``.
+``<output_dir>/<name>/`` holds ``config.yaml``, ``run.json`` (versions, seed, the run's wandb id, what it was trained on),
+``checkpoints/best.ckpt`` and ``last.ckpt``, ``metrics/version_*/metrics.csv``, ``images/``, ``wandb/`` and, for each test or
+predict, a folder with the outcome of every sample; that of averaged weights lies beside it, such as ``test-ema/``.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 
+from .callbacks.store.files import write_json
 from .callbacks.store.store import ABOUT, read_about
 
 _MARK = "run.json"
@@ -111,6 +112,10 @@ class RunFolder:
         """What ``run.json`` says."""
         mark = self.path / _MARK
         return json.loads(mark.read_text()) if mark.is_file() else {}
+
+    def note(self, **facts: Any) -> None:
+        """Add to what ``run.json`` says."""
+        write_json(self.path / _MARK, {**self.record(), **facts})
 
     def begun(self, command: str, request: Mapping[str, Any]) -> Path | None:
         """The folder of this run in which the same evaluation was begun, if there is one."""

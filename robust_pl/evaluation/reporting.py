@@ -15,9 +15,10 @@ from torch import Tensor, nn
 
 from ..callbacks.gates import called_routed_nets
 from ..callbacks.store.files import read_tensors, write_json
-from ..callbacks.store.store import FIGURES, IMAGES, Store, read_about, seal
+from ..callbacks.store.store import ABOUT, FIGURES, IMAGES, Store, read_about, seal
 from ..data import ImageDataModule
 from ..functional.ratio import Ratio
+from ..nets.grouped import grouped
 from ..report import Curve, Table, worst_images, worst_samples, write_report
 from .masking import masking_flags
 from .masking.flag import Flag, as_json, as_table
@@ -47,7 +48,8 @@ def report_test(
         hardware: that, in words.
         loggers: see :func:`report`.
     """
-    flags = write_flags(folder, model, data, samples, device)
+    with grouped(model, data.class_groups):
+        flags = write_flags(folder, model, data, samples, device)
     raised = [flag for flag in flags if flag.raised]
     if flags:
         print(f"Checks for gradient masking: {len(raised)} of {len(flags)} raised")
@@ -111,8 +113,16 @@ def report(folder: Path, data: ImageDataModule, hardware: str, loggers: Iterable
     known = {"name": _name(folder), "architecture": str(net.get("class_path", "")).rpartition(".")[2]}
     curves, grids = _curves(table), _grids(store, table, data)
     path = write_report(table, folder, curves=curves, grids=grids, loggers=loggers, known=known)
+    _note(folder, hardware=hardware, class_names=None if data.class_names is None else list(data.class_names))
     seal(folder)
     return path
+
+
+def _note(folder: Path, **notes: Any) -> None:
+    """What later reports, which have neither data nor device, say of where the figures come from."""
+    about = read_about(folder)
+    about["notes"] = {**about.get("notes", {}), **notes}
+    write_json(folder / ABOUT, about)
 
 
 def _has_radius(threat: Mapping[str, Any]) -> bool:
