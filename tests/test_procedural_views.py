@@ -95,6 +95,14 @@ def test_natural_views_stand_upright_at_the_elevations_and_random_ones_anywhere(
     assert kept[:, 2, 0].abs().max() < 1e-6 and free.test_metadata.pose[:, 2, 0].abs().max() < 1e-6
 
 
+def test_every_object_is_in_the_picture_at_all_corners_of_the_space(data):
+    space, corners = data.view_space, torch.cartesian_prod(*[torch.tensor([0.0, 1.0])] * 6)
+    poses = space.to_matrix(space.uniform(corners))
+    for renderer in data.test_scenes.renderers:
+        covered = renderer.render(poses).alpha.mean((1, 2, 3))
+        assert (covered > 0.01).all()
+
+
 def test_one_bank_stands_behind_images_and_scenes():
     module = ready(ProceduralViewsDataModule(**SMALL, background="textures"))
     assert module.bank.shape == (100, 3, 24, 24) and module.bank.min() >= 0 and module.bank.max() <= 1

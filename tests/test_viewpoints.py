@@ -111,6 +111,21 @@ def test_a_range_that_enters_the_object_is_refused() -> None:
         ViewSpace().check_outside(3.2, "the cow")
 
 
+def test_a_shift_that_loses_the_object_is_refused() -> None:
+    """At half a field of view of 45 degrees the side of the picture is where x = r."""
+    size = (10, 20)
+    ViewSpace(x=(-4.4, 0)).check_in_picture(1.0, 90.0, size)  # 4.4 - 3 is less than the root of 2
+    with pytest.raises(ValueError, match=r"x reaches 4\.5 at r=3, from where the cow, which reaches 1 .* narrow ViewSpace\.x"):
+        ViewSpace(x=(-4.5, 0)).check_in_picture(1.0, 90.0, size, "the cow")
+    ViewSpace(y=(0, 2.6)).check_in_picture(1.0, 90.0, size)  # half as high: 2.6 - 1.5 is less than the root of 1.25
+    with pytest.raises(ValueError, match=r"y reaches 2\.7 at r=3"):
+        ViewSpace(y=(0, 2.7)).check_in_picture(1.0, 90.0, size)
+    with pytest.raises(ValueError, match=r"x reaches 9 at r=4"):
+        ViewSpace(active="angles", fixed={"x": -9.0}).check_in_picture(1.0, 90.0, size)
+    # Shifts shrink with the distance that published code cancels: 1.5 / sqrt(3^2 + 4.5^2 + 1) of 4.5 - 3 is 0.41.
+    ViewSpace(x=(-4.5, 0), normalize_radius=1.5).check_in_picture(1.0, 90.0, size)
+
+
 def test_the_distance_that_published_code_cancels() -> None:
     space = ViewSpace(normalize_radius=1.5)
     view = torch.tensor([[0.0, 0, 70, r, 0, 0] for r in (3, 4, 5)] + [[20, 30, 40, 3, 0.5, -0.5]], dtype=torch.float64)

@@ -42,6 +42,7 @@ class ViewpointAttack(Callback, ABC):
     see :class:`robust_pl.callbacks.viewpoints.measure.HasScenes`. It logs, as ``val/...`` and ``test/...``:
 
     - ``acc_<name>``: accuracy on ``eval_samples`` fresh views of each object from its distribution.
+    - ``worst_class_<name>``: the same of the class in which it is lowest.
     - ``center_acc_<name>``: at the means of the components.
     - ``worst_view_<name>``: share of objects that are right at the worst of all views that were rendered.
     - ``view_loss_<name>``: mean cross-entropy of the fresh views.
@@ -143,13 +144,12 @@ class ViewpointAttack(Callback, ABC):
             watch: told how far the attack is.
 
         Raises:
-            ValueError: if views could lie inside of an object, labels, start and scenes do not fit together, the folder holds
-                another attack, or the network's output is not what an attack can work with.
+            ValueError: if views could lie inside of an object or miss it, labels, start and scenes do not fit together, the
+                folder holds another attack, or the network's output is not what an attack can work with.
         """
         space = self.space_of(space or self.space or ViewSpace())
         labels, target = self._aims(scenes, y)
-        largest = max(range(len(scenes)), key=lambda i: scenes.renderers[i].radius)
-        space.check_outside(scenes.renderers[largest].radius, f"the object {scenes.ids[largest]!r}")
+        scenes.check_space(space)
         if start is not None:
             if space_record(start.space) != space_record(space):
                 raise ValueError("start is of another space of viewpoints: give space=start.space, or start anew")

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..data.hashing import hash_keys, integers, seed_from
 from .renderer import Renderer, Views
+from .view_space import ViewSpace
 
 
 class SceneSet:
@@ -62,6 +63,17 @@ class SceneSet:
     def radius(self) -> float:
         """Of a sphere around the origin that holds every object."""
         return max(renderer.radius for renderer in self.renderers)
+
+    def check_space(self, space: ViewSpace) -> None:
+        """Refuse viewpoints inside of an object, and those from which an object is not in the picture.
+
+        Raises:
+            ValueError: naming the object.
+        """
+        for name, renderer in zip(self.ids, self.renderers, strict=True):
+            radius, what = renderer.radius, f"the object {name!r}"
+            space.check_outside(radius, what)
+            space.check_in_picture(radius, renderer.fov_x, self.image_size, what)
 
     def subset(self, objects: Sequence[int]) -> SceneSet:
         """Some of the objects, with what stands behind them."""

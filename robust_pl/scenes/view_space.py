@@ -152,6 +152,30 @@ class ViewSpace:
             "scene down"
         )
 
+    def check_in_picture(self, radius: float, fov_x: float, image_size: tuple[int, int], what: str = "the object") -> None:
+        """Refuse ranges in which a sphere around the origin that holds the object may leave the picture altogether.
+
+        Shifts do that from near. Parts of an object may be cut off; in the ranges of ViewFool they are, where it is as large as
+        a sphere of radius 1.
+
+        Raises:
+            ValueError: naming the shift.
+        """
+        height, width = image_size
+        across = math.tan(math.radians(fov_x) / 2)
+        low, high = self.ranges["r"] if "r" in self.active else (self.fixed["r"],) * 2
+        for name, slope in (("x", across), ("y", across * height / width)):
+            farthest = max(map(abs, self.ranges[name])) if name in self.active else abs(self.fixed[name])
+            for r in (low, high):
+                scale, away = 1.0, math.hypot(r, farthest)
+                if self.normalize_radius is not None:
+                    scale = float(cancelled_distance(torch.tensor(away), self.normalize_radius)) / away
+                if scale * (farthest - slope * r) > radius * math.hypot(1, slope):
+                    raise ValueError(
+                        f"{name} reaches {farthest:g} at r={r:g}, from where {what}, which reaches {radius:g} from the origin, "
+                        f"is not in the picture: narrow ViewSpace.{name}, or raise r"
+                    )
+
     def _whole(self, active: Tensor) -> Tensor:
         """All six parameters, of the active ones (..., D)."""
         view = active.new_tensor([self.fixed.get(name, math.nan) for name in NAMES]).expand(*active.shape[:-1], 6).clone()

@@ -59,7 +59,7 @@ class RenderedViews(Method):
     Raises:
         ValueError: if an argument is out of range, or the network normalises nothing where ``normalize_renders`` is False;
             before the first step, if the data module offers no ``train_scenes``, their labels or image size do not fit, or a
-            camera could stand inside an object.
+            camera could stand inside an object or miss it.
     """
 
     def __init__(
@@ -155,8 +155,7 @@ class RenderedViews(Method):
             self._space = self.space or getattr(data, "view_space", None) or ViewSpace()
             self._seed = getattr(data, "seed", 0) if self.seed is None else self.seed
             self._members = ObjectsByClass(self._scenes.labels)
-            largest = max(range(len(self._scenes)), key=lambda i: self._scenes.renderers[i].radius)
-            self._space.check_outside(self._scenes.renderers[largest].radius, f"the object {self._scenes.ids[largest]!r}")
+            self._scenes.check_space(self._space)
 
     def on_train_start(self) -> None:
         super().on_train_start()
