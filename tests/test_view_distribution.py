@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from robust_pl.callbacks import ViewDistribution
+from robust_pl.callbacks.viewpoints import distribution as distribution_module
 from robust_pl.callbacks.viewpoints.distribution import UniformViews, space_of_record, space_record
 from robust_pl.callbacks.viewpoints.draws import ObjectDraws
 from robust_pl.functional.evolution import tanh_gaussian_entropy
@@ -81,6 +82,17 @@ def test_draws_have_the_moments_of_the_mixture(kind: str) -> None:
     together = (away[..., 0] * away[..., 1]).mean(1)
     expected = (weights[..., 0] * (found.mean - mean.unsqueeze(1)).prod(2)).sum(1) if kind == "joint" else torch.zeros(3)
     torch.testing.assert_close(together, expected, atol=0.03, rtol=0)
+
+
+def test_entropy_does_not_depend_on_how_many_are_worked_out_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    mean = torch.randn(5, 2, 2, generator=torch.Generator().manual_seed(0))
+    many = ViewDistribution(torch.full((5, 2), 0.5), mean, torch.full_like(mean, 0.1), ANGLES, list("abcde"))
+    whole = many.entropy(50)
+    held: list[int] = []
+    log_prob = ViewDistribution.log_prob
+    monkeypatch.setattr(ViewDistribution, "log_prob", lambda self, u: held.append(len(u)) or log_prob(self, u))
+    monkeypatch.setattr(distribution_module, "_AT_ONCE", 50 * 4 * 2)
+    assert torch.equal(many.entropy(50), whole) and held == [2, 2, 1]
 
 
 def test_draws_belong_to_the_seed_and_the_object() -> None:

@@ -18,6 +18,8 @@ Mixture = Literal["joint", "per_dim"]
 MIXTURES: tuple[str, ...] = get_args(Mixture)
 FORMAT = "robust_pl view distribution 1"
 TENSORS = ("weights", "mean", "sigma")
+_AT_ONCE = 1 << 22
+"""About how many numbers to hold at a time, samples times components."""
 
 
 class ViewDistribution:
@@ -111,7 +113,9 @@ class ViewDistribution:
 
     def entropy(self, samples: int = 1000) -> Tensor:
         """Entropy of the viewpoints in nats, (N,), by Monte Carlo with fixed draws; at most ``space.log_volume``."""
-        return -self.log_prob(self.sample(samples)[0]).mean(1)
+        at_once = max(1, _AT_ONCE // (samples * self.mean[0].numel()))
+        parts = [self.of(self.ids[begin : begin + at_once]) for begin in range(0, len(self), at_once)]
+        return torch.cat([-part.log_prob(part.sample(samples)[0]).mean(1) for part in parts])
 
     def of(self, ids: Sequence[str]) -> ViewDistribution:
         """The distributions of these objects, in this order.
