@@ -314,6 +314,7 @@ def test_view_sphere_and_reports_in_a_trainer(tmp_path: Path) -> None:
         "# Viewpoints that gmvfool found",
         "2 objects, 3 fresh views of each",
         f"| accuracy under the distribution | {attack.figures['acc_gmvfool']:.2%} |",
+        f"| the same of the class in which it is lowest | {attack.figures['worst_class_gmvfool']:.2%} |",
         f"{attack.figures['coverage_gmvfool']:.1f} of 144",
         f"{attack.figures['entropy_gmvfool']:.2f} nats",
         f"| renders | {attack.found.renders} |",

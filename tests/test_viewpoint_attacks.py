@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 import subprocess
@@ -17,6 +18,7 @@ from lightning.pytorch import LightningDataModule, LightningModule, Trainer, see
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
+import robust_pl
 from robust_pl.callbacks import GMVFool, NaturalViews, RandomViews, ViewDistribution, ViewFool, ViewpointAttack
 from robust_pl.callbacks.viewpoints import problem as problem_module
 from robust_pl.callbacks.viewpoints.draws import ObjectDraws
@@ -91,6 +93,11 @@ def test_what_was_found_is_what_the_network_says(landscape: tuple) -> None:
     assert figures["acc_g"] == pytest.approx((gmvfool.prediction == 0).float().mean().item())
     assert figures["center_acc_g"] == pytest.approx((gmvfool.center_prediction == 0).float().mean().item())
     assert figures["worst_view_g"] == 0.0 and figures["entropy_g"] < 0 and figures["renders_per_second_g"] > 0
+    labels = torch.tensor([2] * 3 + [0] * (SEEDS - 3))  # the network says 0 or 1
+    parted = dataclasses.replace(gmvfool, labels=labels)
+    right = (gmvfool.prediction[3:] == 0).float().mean().item()
+    assert parted.accuracy_of_classes == {0: pytest.approx(right), 2: 0.0} and right > 0
+    assert parted.figures("g")["worst_class_g"] == 0.0
     assert SPACE.contains(gmvfool.view).all() and SPACE.contains(gmvfool.worst_view).all()
     assert found["uniform"].figures("u")["entropy_u"] == pytest.approx(0.0)
     assert found["uniform"].coverage > found["viewfool"].coverage >= 1
@@ -404,6 +411,7 @@ def check_folder(folder: Path, found: Found, scenes: SceneSet, net: nn.Module) -
     assert torch.equal(images.column("prediction").long(), net(rendered).argmax(1))
     drawn = ViewDistribution.load(folder / "distribution.safetensors").sample(8, int(images.rows[0]["seed"]))[0]
     assert torch.equal(drawn, found.u)
+    assert images.about["renderers"] == ["PosePhoto"] and images.about["robust_pl"] == robust_pl.__version__
     assert images.about["attack"]["class"].endswith("ViewFool") and images.about["attack"]["popsize"] == "11"
     assert {row["renderer"] for row in images.rows} == {"photo 0", "photo 1", "photo 2"}
     worst = ViewImages(folder, "worst")

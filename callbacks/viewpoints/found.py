@@ -79,6 +79,12 @@ class Found:
         return (self.prediction == self.labels.unsqueeze(1)).float().mean(1)
 
     @property
+    def accuracy_of_classes(self) -> dict[int, float]:
+        """Mean of :attr:`accuracy_of_each` over the objects of each class that has some, by label."""
+        classes = self.labels.unique().tolist()
+        return {label: self.accuracy_of_each[self.labels == label].mean().item() for label in classes}
+
+    @property
     def renders_per_second(self) -> float:
         """Rendered and classified views a second, of one process."""
         return self.renders / max(self.seconds, 1e-9)
@@ -116,6 +122,7 @@ class Found:
             relative = self.distribution.entropy() - self.distribution.space.log_volume
             found |= {
                 f"acc_{name}": self.accuracy_of_each.mean().item(),
+                f"worst_class_{name}": min(self.accuracy_of_classes.values()),
                 f"view_loss_{name}": self.loss.mean().item(),
                 f"entropy_{name}": relative.mean().item(),
                 f"coverage_{name}": self.coverage,

@@ -28,6 +28,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from ... import __version__
 from ...scenes.scene_set import SceneSet
 from ...scenes.view_space import NAMES
 from ..store.files import replacing, write, write_json
@@ -93,6 +94,8 @@ def write_table(found: Found, scenes: SceneSet, folder: Path, class_names: Seque
         "attack": found.settings,
         "space": space_record(space),
         "samples": samples,
+        "renderers": sorted({type(renderer).__name__ for renderer in scenes.renderers}),
+        "robust_pl": __version__,
         "image_size": list(scenes.image_size),
         "background": "bank" if isinstance(scenes.background, Tensor) else scenes.background,
         "class_names": None if class_names is None else list(class_names),

@@ -27,6 +27,7 @@ MANY = 48
 """Of more objects those of the lowest accuracy are shown; the table ``views.csv`` holds all."""
 _FIGURES = (
     ("acc", "accuracy under the distribution", "{:.2%}"),
+    ("worst_class", "the same of the class in which it is lowest", "{:.2%}"),
     ("center_acc", "accuracy at the means of the components", "{:.2%}"),
     ("worst_view", "objects right at their worst view", "{:.2%}"),
     ("reached", "views taken for the target", "{:.2%}"),
@@ -51,8 +52,8 @@ def write_viewpoint_report(
     Args:
         folder: an evaluation folder as :class:`robust_pl.data.ViewImages` reads it.
         name: of the attack.
-        figures: ``acc``, ``center_acc``, ``worst_view``, ``reached``, ``view_loss``, ``entropy``, ``coverage``, ``renders`` and
-            ``renders_per_second``, as far as they are known.
+        figures: ``acc``, ``worst_class``, ``center_acc``, ``worst_view``, ``reached``, ``view_loss``, ``entropy``,
+            ``coverage``, ``renders`` and ``renders_per_second``, as far as they are known.
         components: of what was found, of all objects, see :func:`robust_pl.report.mixture_components`.
         loggers: those that have ``log_image``, as wandb's has, get the pictures as ``test/worst_views_<name>`` and
             ``test/view_sphere_<name>``.
