@@ -60,6 +60,7 @@ __getattr__, __dir__, __all__ = attach(
         "ZeroedFGSM": "attacks.zeroed_fgsm",
         "ViewFool": "viewpoints.viewfool",
         "GMVFool": "viewpoints.gmvfool",
+        "GridViews": "viewpoints.grid_views",
         "RandomViews": "viewpoints.random_views",
         "NaturalViews": "viewpoints.natural_views",
         "ViewDistribution": "viewpoints.distribution",

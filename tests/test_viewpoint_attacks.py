@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import robust_pl
-from robust_pl.callbacks import GMVFool, NaturalViews, RandomViews, ViewDistribution, ViewFool, ViewpointAttack
+from robust_pl.callbacks import GMVFool, GridViews, NaturalViews, RandomViews, ViewDistribution, ViewFool, ViewpointAttack
 from robust_pl.callbacks.viewpoints import problem as problem_module
 from robust_pl.callbacks.viewpoints.draws import ObjectDraws
 from robust_pl.callbacks.viewpoints.evolution import Evolution, Mixtures
@@ -105,6 +105,22 @@ def test_what_was_found_is_what_the_network_says(landscape: tuple) -> None:
     assert (natural[..., 0] == 0).all() and natural[..., 2].min() >= 40 and natural[..., 2].max() <= 80
 
 
+def test_a_grid_holds_each_of_its_views_once() -> None:
+    found = GridViews(12, 7, space=SPACE)(FailsNear(BAD), photos(5))
+    assert found.view.shape == (5, 84, 6) and found.renders == 5 * 2 * 84
+    low, high = SPACE.ranges["phi"]
+    wanted = torch.cartesian_prod(torch.arange(-165, 180, 30.0), low + (torch.arange(7) + 0.5) / 7 * (high - low))
+    for view in found.view:
+        theta, phi = view[:, 1], view[:, 2]
+        order = (theta.round() * 1000 + phi).argsort()
+        torch.testing.assert_close(torch.stack([theta, phi], 1)[order], wanted, atol=0.02, rtol=0)
+        assert (view[:, [0, 3, 4, 5]] - torch.tensor([0.0, 4.0, 0.0, 0.0])).abs().max() < 0.002
+    assert found.coverage == 60 and found.figures("g")["acc_g"] == pytest.approx(found.figures("g")["center_acc_g"])
+    assert torch.equal(found.worst_loss, found.loss.amax(1).maximum(found.worst_loss))
+    with pytest.raises(ValueError, match="GridViews moves theta and phi, and phi is not active"):
+        GridViews()(FailsNear(BAD), photos(1), space=ViewSpace(active=["theta"]))
+
+
 def test_renders_are_counted() -> None:
     scenes = photos(3)
     found = GMVFool(2, popsize=7, iterations=4, eval_samples=9, batch_size=5, space=SPACE)(FailsNear(BAD), scenes)
@@ -131,6 +147,7 @@ def test_a_search_for_the_beginning_begins_at_bad_views_and_is_counted() -> None
         GMVFool(3, popsize=7, iterations=3, begin="search", space=SPACE),
         RandomViews(40, keep=3, space=SPACE),
         NaturalViews(space=SPACE),
+        GridViews(3, 2, space=SPACE),
     ],
     ids=lambda attack: attack.name,
 )
@@ -463,6 +480,7 @@ def test_data_modules_without_scenes(tmp_path: Path) -> None:
         (lambda: ViewFool(chunk=0), "chunk=0"),
         (lambda: ViewFool(eval_samples=-1), "eval_samples=-1"),
         (lambda: RandomViews(10, keep=11), "keep=11 views of samples=10"),
+        (lambda: GridViews(0), "azimuths=0 must be a whole number"),
         (lambda: NaturalViews((50, 10)), "elevation=.50, 10. must rise"),
     ],
 )
