@@ -29,5 +29,9 @@ __getattr__, __dir__, __all__ = attach(
         "TinyImageNetDataModule": "tiny_imagenet",
         "ViewImages": "view_images",
         "ViewTable": "view_table",
+        "DistortedNet": "distorted_net",
+        "Noise2Net": "noise2net",
+        "PixelAdaIN": "stylize",
+        "Stylize": "stylize",
     },
 )

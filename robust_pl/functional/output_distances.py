@@ -27,12 +27,12 @@ def softmax_distance(logits: Tensor, logits_adv: Tensor) -> Tensor:
     return (wide(logits).softmax(1) - wide(logits_adv).softmax(1)).square().sum(1).mean()
 
 
-def jensen_shannon(logits: Tensor, logits_adv: Tensor) -> Tensor:
-    """Jensen-Shannon divergence of the softmax outputs, averaged over the batch; a scalar in [0, log 2].
+def jensen_shannon(*logits: Tensor) -> Tensor:
+    """Jensen-Shannon divergence of the softmax outputs p_1, ..., p_n, averaged over the batch; a scalar in [0, log n].
 
-    (KL(p || m) + KL(q || m)) / 2 with m = (p + q) / 2, whose logarithm is taken from those of p and q, so that probabilities
-    which underflow do no harm. Half precision is computed in float32.
+    mean_i KL(p_i || m) with m = mean_i p_i, whose logarithm is taken from those of the p_i, so that probabilities which
+    underflow do no harm; AugMix's code clamps m to 1e-7 instead. Half precision is computed in float32.
     """
-    p, q = wide(logits).log_softmax(1), wide(logits_adv).log_softmax(1)
-    m = torch.logaddexp(p, q) - math.log(2)
-    return ((p.exp() * (p - m)).sum(1) + (q.exp() * (q - m)).sum(1)).mean() / 2
+    p = torch.stack([wide(one).log_softmax(1) for one in logits])
+    m = p.logsumexp(0) - math.log(len(p))
+    return (p.exp() * (p - m)).sum(2).mean()

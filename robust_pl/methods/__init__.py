@@ -78,5 +78,7 @@ __getattr__, __dir__, __all__ = attach(
         "OneCycle": "schedules",
         "SlowStartFastDecay": "schedules",
         "TorchSchedule": "schedules",
+        "AugMax": "natural.augmax",
+        "DAT": "natural.dat",
     },
 )

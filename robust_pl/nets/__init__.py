@@ -45,5 +45,11 @@ __getattr__, __dir__, __all__ = attach(
         "load_weights": "weights",
         "pretrained": "zoo",
         "read_trajectory": "trajectory",
+        "Discretizer": "discretizer",
+        "DuBINNet": "dubin",
+        "IdentityDiscretizer": "discretizer",
+        "PatchCodebook": "discretizer",
+        "StyleTransfer": "style_transfer",
+        "VQGAN": "vqgan",
     },
 )
