@@ -220,6 +220,23 @@ def test_listed_images_that_are_missing(tmp_path):
     listed = {"metadata": "metadata.json", "classes": "objects", "val_objects": 0, "test_objects": 0.25}
     message = "1 of 6 images that are listed are not in .*, such as views/uid1/001.png: complete the folder"
     fails(FileNotFoundError, message, tmp_path, **{**listed, "held_out": "last"})
+    data = module(tmp_path, **{**listed, "held_out": "last"}, skip_missing=True)
+    assert len(data.train_metadata) + len(data.test_metadata) == 5
+
+
+def test_frames_that_are_missing_or_lie_elsewhere(tmp_path):
+    picture(tmp_path / "photos" / "a.png", 7)
+    frames = [{"file_path": path, "transform_matrix": np.eye(4).tolist()} for path in ("../photos/a.png", "b.png")]
+    for number in ("1", "2"):
+        folder = tmp_path / "objects" / f"cow_{number}"
+        folder.mkdir(parents=True)
+        frames[0]["file_path"] = str(tmp_path / "photos" / "a.png") if number == "1" else "../../photos/a.png"
+        (folder / "transforms.json").write_text(json.dumps({"camera_angle_x": 0.69, "frames": frames}))
+    arguments = {"val_objects": 0, "test_objects": 1}
+    fails(FileNotFoundError, "cow_1/transforms.json lists 2 frames and 1 of their pictures are missing", tmp_path / "objects",
+          **arguments)  # fmt: skip
+    data = module(tmp_path / "objects", **arguments, skip_missing=True)
+    assert len(data.train_metadata) == 1 and data.train_set.read(torch.tensor([0]), None)[0].unique().tolist() == [7 / 255]
 
 
 def test_poses_that_are_missing(tmp_path):

@@ -54,6 +54,7 @@ class MultiViewDataModule(ImageDataModule):
             object a class of its own, for a training that uses captions and objects alone. None takes the names of folders.
         poses: read poses too, from ``transforms*.json`` or, in renderings of Objaverse, ``<view>.npy``.
         background: grey value in [0, 1] behind transparent images.
+        skip_missing: leave out images that a list names and that are not there, instead of refusing.
 
     Raises:
         FileNotFoundError: if there are no images, or one that is listed is missing.
@@ -79,6 +80,7 @@ class MultiViewDataModule(ImageDataModule):
         classes: str | Literal["objects"] | None = None,
         poses: bool = False,
         background: float = 1.0,
+        skip_missing: bool = False,
     ) -> None:
         for name, share in (("val_objects", val_objects), ("test_objects", test_objects)):
             if share < 0 or (isinstance(share, float) and share >= 1):
@@ -97,6 +99,7 @@ class MultiViewDataModule(ImageDataModule):
         self.image_shape, self.resize = (3, image_size, image_size), resize
         self.val_objects, self.test_objects, self.held_out = val_objects, test_objects, held_out
         self.metadata, self.classes, self.poses, self.background = metadata, classes, poses, background
+        self.skip_missing = skip_missing
 
     @cached_property
     def class_names(self) -> list[str]:  # type: ignore[override]
@@ -132,8 +135,9 @@ class MultiViewDataModule(ImageDataModule):
         table = self.classes not in (None, "objects")
         of_objects = read_classes(self.data_dir / str(self.classes)) if table else None
         if self.metadata is not None:
-            return shots_of_metadata(self.data_dir / self.metadata, of_objects)
-        shots = shots_in_folders(self.data_dir, of_objects)
+            shots = shots_of_metadata(self.data_dir / self.metadata, of_objects)
+            return [shot for shot in shots if Path(self.data_dir, shot.name).is_file()] if self.skip_missing else shots
+        shots = shots_in_folders(self.data_dir, of_objects, self.skip_missing)
         return shots if self.classes != "objects" else [shot._replace(class_name=shot.object_id) for shot in shots]
 
     @cached_property

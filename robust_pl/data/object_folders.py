@@ -39,7 +39,7 @@ class Shot(NamedTuple):
     pose: Tensor | None = None
 
 
-def shots_in_folders(root: Path, classes: Mapping[str, str] | None) -> list[Shot]:
+def shots_in_folders(root: Path, classes: Mapping[str, str] | None, skip_missing: bool = False) -> list[Shot]:
     """Images of a folder of objects, in the order of their names.
 
     ::
@@ -52,14 +52,14 @@ def shots_in_folders(root: Path, classes: Mapping[str, str] | None) -> list[Shot
     Args:
         root: the folder.
         classes: class by object; None takes that of the folders.
+        skip_missing: leave out frames of a list without an image.
 
     Raises:
         FileNotFoundError: if there are no images, or some of a list of frames are missing.
         ValueError: if an object has no class, or a list of frames is damaged.
     """
-    shots = [
-        Shot(file, name, _class_of(name, classes, folder), pose=pose) for name, folder, file, pose in _images_by_object(root)
-    ]
+    found = _images_by_object(root, skip_missing)
+    shots = [Shot(file, name, _class_of(name, classes, folder), pose=pose) for name, folder, file, pose in found]
     if not shots:
         raise FileNotFoundError(
             f"{root} does not exist or holds no images in folders of objects: set data_dir or ROBUST_PL_DATA to the folder "
@@ -150,16 +150,16 @@ def _class_of(name: str, classes: Mapping[str, str] | None, folder: str | None) 
     return found
 
 
-def _images_by_object(root: Path) -> Iterator[tuple[str, str | None, str, Tensor | None]]:
+def _images_by_object(root: Path, skip_missing: bool) -> Iterator[tuple[str, str | None, str, Tensor | None]]:
     """Object, folder of its class if it has one, file and pose of each image."""
     for folder in _subfolders(root):
-        listed = _frames(folder) or _without_pose(image_names(folder))
+        listed = _frames(folder, skip_missing) or _without_pose(image_names(folder))
         series = _series(folder.name, [image for image, _ in listed])
         for image, pose in listed:
             yield series.get(image, folder.name), folder.name if series else None, f"{folder.name}/{image}", pose
         for inner in [] if listed else _subfolders(folder):
             name = f"{folder.name}/{inner.name}"
-            for image, pose in _frames(inner) or _without_pose(_images_below(inner)):
+            for image, pose in _frames(inner, skip_missing) or _without_pose(_images_below(inner)):
                 yield name, folder.name, f"{name}/{image}", pose
 
 
@@ -181,10 +181,11 @@ def _without_pose(images: list[str]) -> list[tuple[str, Tensor | None]]:
     return [(image, None) for image in images]
 
 
-def _frames(folder: Path) -> list[tuple[str, Tensor | None]]:
+def _frames(folder: Path, skip_missing: bool) -> list[tuple[str, Tensor | None]]:
     """Images and poses that the lists of frames in a folder name; none if there is no list."""
-    photos = [photo for path in sorted(folder.glob("transforms*.json")) for photo in read_transforms(path)]
-    return [(photo.file.relative_to(folder).as_posix(), photo.pose) for photo in photos]
+    photos = [photo for path in sorted(folder.glob("transforms*.json")) for photo in read_transforms(path, skip_missing)]
+    # A list may name images outside of its folder.
+    return [(Path(os.path.relpath(photo.file, folder)).as_posix(), photo.pose) for photo in photos]
 
 
 def _subfolders(folder: Path) -> list[Path]:

@@ -54,7 +54,7 @@ class ViewFiles(Images):
         if missing:
             raise FileNotFoundError(
                 f"{len(missing)} of {len(names)} images that are listed are not in {self.root}, such as {missing[0]}: complete "
-                "the folder, or take them off the list"
+                "the folder, or leave them out with skip_missing"
             )
 
     def __len__(self) -> int:
