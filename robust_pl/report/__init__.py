@@ -17,6 +17,7 @@ __getattr__, __dir__, __all__ = attach(
         "as_markdown": "markdown",
         "count_classes": "classes",
         "draw_contact_sheet": "contact_sheet",
+        "draw_corruption_sheet": "corruption_sheet",
         "interval": "wilson",
         "mixture_components": "view_components",
         "model_info": "robustbench_info",
