@@ -11,9 +11,11 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from rich.console import Console
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
+from torch.utils.hooks import RemovableHandle
 
 from ..metrics.scoreboard import Row, best_of
 from ..nets.averages import Average, averages_in
+from ..nets.grouped import group_classes
 from .gates import refuse_cut_gates
 from .outcome import EvaluationAttack, Outcome, check_index, check_names
 from .track import Track, log_rows, twins
@@ -29,6 +31,9 @@ class RobustEvaluation(Callback):
 
     A dynamic network (:class:`robust_pl.nets.RoutedNet`) whose gates are cut off from gradients is refused before any attack
     runs, see :func:`robust_pl.callbacks.gates.refuse_cut_gates`.
+
+    Where the data have ``class_groups`` (ImageNet-A, ObjectNet, ...), the module gives the logits of those alone while it is
+    evaluated, to attacks and analyses, too.
 
     Averaged weights (:class:`EMA`, :class:`SWA`) that there are in the training, or in the checkpoint that is evaluated, are
     measured beside the raw ones, which costs the same once more for each. Where there is an average among the trainer's
@@ -79,6 +84,7 @@ class RobustEvaluation(Callback):
         """One for the raw weights, and one for each average."""
         self._limit: int | float = 1.0
         self._seen = 0
+        self._grouping: RemovableHandle | None = None
 
     @staticmethod
     def ensure(trainer: Trainer) -> RobustEvaluation:
@@ -138,7 +144,11 @@ class RobustEvaluation(Callback):
             for average in averages:
                 average.ready(trainer, pl_module)
             self._follow([Average(average.name, average.weights) for average in averages])
-        classes = self.num_classes or getattr(pl_module, "num_classes", None)
+        self._ungroup()
+        groups = getattr(trainer.datamodule, "class_groups", None)
+        if groups is not None:
+            self._grouping = group_classes(pl_module, groups)
+        classes = self.num_classes or (len(groups) if groups is not None else getattr(pl_module, "num_classes", None))
         classes = classes or getattr(trainer.datamodule, "num_classes", None)
         if classes is None:
             raise ValueError(
@@ -165,6 +175,12 @@ class RobustEvaluation(Callback):
         if stage == "validate" and self.averages and any(isinstance(c, WeightAverage) for c in trainer.callbacks):
             log_rows(pl_module, f"val_{MAX}", best_of(*(track.rows for track in self.tracks)))
 
+    def _ungroup(self) -> None:
+        """Leave the network as it was."""
+        if self._grouping is not None:
+            self._grouping.remove()
+            self._grouping = None
+
     def _report(self, trainer: Trainer, stage: str) -> None:
         if trainer.is_global_zero and self.rows:
             for track in self.tracks:
@@ -190,6 +206,7 @@ class RobustEvaluation(Callback):
         self._open_stores(trainer, trainer.state.fn.value)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        self._ungroup()
         for track in self.tracks:
             track.close()
 
@@ -237,10 +254,15 @@ class RobustEvaluation(Callback):
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if isinstance(trainer.strategy.model, DistributedDataParallel):
             trainer.strategy.model.require_forward_param_sync = True
+        self._ungroup()
         if trainer.state.fn == "validate":
             self._report(trainer, "validate")
 
+    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._ungroup()
+
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._ungroup()
         self._report(trainer, "test")
         if trainer.is_global_zero:
             for track in self.tracks:

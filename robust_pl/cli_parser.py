@@ -43,6 +43,6 @@ class Instantiator(_InstantiatorFn):
 
 def link_data_to_net(parser: LightningArgumentParser) -> None:
     """The data know how many classes and channels there are."""
-    parser.link_arguments("data.num_classes", "model.init_args.num_classes", apply_on="instantiate")
-    parser.link_arguments("data.num_classes", f"{NET}.num_classes", apply_on="instantiate")
+    parser.link_arguments("data.net_classes", "model.init_args.num_classes", apply_on="instantiate")
+    parser.link_arguments("data.net_classes", f"{NET}.num_classes", apply_on="instantiate")
     parser.link_arguments("data.in_channels", f"{NET}.in_channels", apply_on="instantiate")

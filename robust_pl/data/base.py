@@ -16,6 +16,7 @@ from lightning.pytorch.core.mixins.hparams_mixin import HyperparametersMixin, _g
 from lightning.pytorch.utilities.parsing import collect_init_args
 from torch import Tensor
 
+from ..functional.class_groups import ClassGroups
 from .augmentations import Augmentation, augmented
 from .hashing import SPLIT, permutation
 from .images import Images
@@ -55,6 +56,9 @@ class ImageDataModule(LightningDataModule, ABC):
 
     class_names: list[str]
     image_shape: tuple[int, int, int]
+    class_groups: ClassGroups | None = None
+    """Where the set has other classes than the networks that it tests: which of theirs each of its classes is. Evaluation then
+    sees the logits of the groups alone, so that attacks, accuracies and predictions are all about the classes of the set."""
 
     def __init__(
         self,
@@ -106,6 +110,11 @@ class ImageDataModule(LightningDataModule, ABC):
     @property
     def num_classes(self) -> int:
         return len(self.class_names)
+
+    @property
+    def net_classes(self) -> int:
+        """Logits of a network that is trained or tested on the set: not ``num_classes`` where there are groups of classes."""
+        return self.num_classes
 
     @property
     def in_channels(self) -> int:

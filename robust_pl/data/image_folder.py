@@ -2,22 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from functools import cached_property
-from pathlib import Path
-
-import numpy as np
-import torch
-from PIL import Image
-from torch import Tensor
 
 from .augmentations import Augmentation
 from .base import ImageDataModule, ValSplit
-from .hashing import uniform
-from .images import Images
+from .image_files import ImageFiles, labelled, subfolders
 
-_ENDINGS = (".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
-_TRIES = 10
+_LAYOUT = "set data_dir or ROBUST_PL_DATA to the folder that holds train and val"
 
 
 class ImageFolderDataModule(ImageDataModule):
@@ -42,6 +33,8 @@ class ImageFolderDataModule(ImageDataModule):
         resize: length of the shorter side before the crop in the middle.
         val_split: ``random`` validation samples, drawn by ``seed``, or the ``last`` ones of ``train/``, which are those of the
             last classes alone.
+        skip_damaged: leave out images that cannot be read, and report which, instead of refusing the first one that is met; see
+            :class:`ImageFiles`.
 
     Raises:
         FileNotFoundError: if a folder is missing or holds no images.
@@ -61,99 +54,27 @@ class ImageFolderDataModule(ImageDataModule):
         image_size: int = 224,
         resize: int = 256,
         val_split: ValSplit = "random",
+        skip_damaged: bool = False,
     ) -> None:
         super().__init__(data_dir, batch_size, eval_batch_size, num_workers, val_size, seed, augment, drop_last, val_split)
         if not 1 <= image_size <= resize:
             raise ValueError(f"image_size={image_size} must be at least 1 and at most resize={resize}")
         self.image_shape = (3, image_size, image_size)
-        self.resize = resize
+        self.resize, self.skip_damaged = resize, skip_damaged
 
     @cached_property
-    def class_names(self) -> list[str]:
-        return _subfolders(self.data_dir / "train")
+    def class_names(self) -> list[str]:  # type: ignore[override]
+        return subfolders(self.data_dir / "train", _LAYOUT)
 
-    def load_train(self) -> Images:
-        return ImageFiles(self.data_dir / "train", self.class_names, self.image_shape[1], self.resize)
+    def load_train(self) -> ImageFiles:
+        return self._files("train")
 
-    def load_test(self) -> Images:
-        return ImageFiles(self.data_dir / "val", self.class_names, self.image_shape[1], self.resize)
+    def load_test(self) -> ImageFiles:
+        return self._files("val")
 
-
-class ImageFiles(Images):
-    """Image files below ``root/<class>``, decoded when they are read; the arguments are those of the data module."""
-
-    def __init__(self, root: Path, class_names: list[str], image_size: int, resize: int) -> None:
-        self.root, self.image_size, self.resize = root, image_size, resize
-        unknown = sorted(set(_subfolders(root)) - set(class_names))
-        if unknown:
+    def _files(self, part: str) -> ImageFiles:
+        root = self.data_dir / part
+        labels = {name: label for label, name in enumerate(self.class_names)}
+        if unknown := [name for name in subfolders(root, _LAYOUT) if name not in labels]:
             raise ValueError(f"{root} has classes that the training folder has not: {', '.join(unknown[:5])}")
-        names, labels = [], []
-        for label, name in enumerate(class_names):
-            files = _image_files(root / name)
-            names += [os.fsencode(f"{name}/{file}") for file in files]
-            labels += [label] * len(files)
-        if not names:
-            raise FileNotFoundError(f"{root} holds no images ({', '.join(_ENDINGS)}) in its class folders")
-        # One array instead of a million strings: counting references would copy those into every worker.
-        self.names, self.labels = np.array(names), torch.tensor(labels)
-
-    def __len__(self) -> int:
-        return len(self.names)
-
-    def sample(self, position: int, key: Tensor | None) -> tuple[Tensor, int]:
-        path = self.root / os.fsdecode(self.names[position])
-        try:
-            with Image.open(path) as file:
-                image = file.convert("RGB")
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            raise ValueError(f"{path} cannot be read as an image ({error}): remove or replace it") from error
-        image = self._centre(image) if key is None else self._random(image, key)
-        return torch.from_numpy(np.array(image)).permute(2, 0, 1), int(self.labels[position])
-
-    def _centre(self, image: Image.Image) -> Image.Image:
-        scale = self.resize / min(image.size)
-        image = image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.BILINEAR)
-        left, top = (image.width - self.image_size) // 2, (image.height - self.image_size) // 2
-        return image.crop((left, top, left + self.image_size, top + self.image_size))
-
-    def _random(self, image: Image.Image, key: Tensor) -> Image.Image:
-        left, top, width, height = random_box(image.width, image.height, key)
-        image = image.resize(
-            (self.image_size, self.image_size), Image.Resampling.BILINEAR, (left, top, left + width, top + height)
-        )
-        flip = uniform(key, 4 * _TRIES) < 0.5
-        return image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if flip else image
-
-
-def random_box(width: int, height: int, key: Tensor) -> tuple[int, int, int, int]:
-    """The part of an image to train on, (left, top, width, height): area 0.08 to 1, aspect 3/4 to 4/3 on a log scale.
-
-    The first of ten tries that fits is taken; if none fits, the largest box in the middle of the nearest aspect.
-    """
-    area, aspect, x, y = uniform(key, torch.arange(4 * _TRIES)).view(4, _TRIES)
-    area = width * height * (0.08 + 0.92 * area)
-    aspect = (4 / 3) ** (2 * aspect - 1)
-    widths, heights = (area * aspect).sqrt().round(), (area / aspect).sqrt().round()
-    fits = ((widths >= 1) & (widths <= width) & (heights >= 1) & (heights <= height)).nonzero()
-    if len(fits):
-        t = int(fits[0])
-        w, h = int(widths[t]), int(heights[t])
-        return int(x[t] * (width - w + 1)), int(y[t] * (height - h + 1)), w, h
-    w, h = min(width, max(1, round(height * 4 / 3))), min(height, max(1, round(width * 4 / 3)))
-    return (width - w) // 2, (height - h) // 2, w, h
-
-
-def _subfolders(root: Path) -> list[str]:
-    names = sorted(entry.name for entry in os.scandir(root) if entry.is_dir()) if root.is_dir() else []
-    if not names:
-        raise FileNotFoundError(
-            f"{root} does not exist or holds no class folders: set data_dir or ROBUST_PL_DATA to the folder that holds"
-            " train and val"
-        )
-    return names
-
-
-def _image_files(folder: Path) -> list[str]:
-    """Sorted names; none if the folder is missing, since an evaluation set may lack a class."""
-    names = (entry.name for entry in os.scandir(folder)) if folder.is_dir() else ()
-    return sorted(name for name in names if name.lower().endswith(_ENDINGS))
+        return ImageFiles(root, *labelled(root, labels), self.image_shape[1], self.resize, skip_damaged=self.skip_damaged)

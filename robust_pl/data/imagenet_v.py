@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from functools import cached_property
-from importlib.resources import files
 from pathlib import Path
 
 import torch
 
 from .base import ImageDataModule
 from .images import Images
+from .label_maps import imagenet_wnids
 from .view_files import ViewFiles, image_names
 
 
@@ -54,7 +54,7 @@ class ImageNetVDataModule(ImageDataModule):
     @cached_property
     def class_names(self) -> list[str]:  # type: ignore[override]
         """WordNet numbers of ImageNet's 1,000 classes, in the order of a network's logits."""
-        return files(__package__).joinpath("imagenet_wnids.txt").read_text("utf-8").split()
+        return list(imagenet_wnids())
 
     @property
     def num_classes(self) -> int:

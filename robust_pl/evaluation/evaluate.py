@@ -22,6 +22,7 @@ from ..callbacks.progress import AttackBar
 from ..callbacks.store.identity import describe, facts_about, replay
 from ..callbacks.store.store import Store
 from ..metrics.scoreboard import Row, Scoreboard, as_metrics, as_table, by_class
+from ..nets.grouped import grouped
 
 Data = LightningDataModule | Iterable[Any] | tuple[Tensor, Tensor]
 
@@ -64,7 +65,8 @@ def evaluate(
 
     Args:
         model: maps pixels in [0, 1] (B, C, H, W) to logits (B, K); evaluated in eval mode and left as it was.
-        data: a data module (its test set), a loader of (x, y) or (x, y, index), or tensors (x, y).
+        data: a data module (its test set, on its groups of classes where it has them), a loader of (x, y) or (x, y, index), or
+            tensors (x, y).
         attacks: by name.
         batch_size: samples a batch where ``data`` are tensors.
         limit: only the first so many samples.
@@ -83,7 +85,7 @@ def evaluate(
         request = {"attacks": {k: describe(v) for k, v in attacks.items()}, "batch_size": batch_size, "limit": limit}
         kept = Store(Path(store), request)
     try:
-        with evaluating(model):
+        with evaluating(model), grouped(model, getattr(data, "class_groups", None)):
             if kept is not None:
                 kept.identify(**facts_about(model, attacks))
             _fit(attacks, model, data, kept)

@@ -14,6 +14,7 @@ from ..callbacks.store.files import sha256_of_file
 from ..callbacks.store.store import read_about
 from ..data import ImageDataModule
 from ..methods import Method
+from ..nets.grouped import group_classes
 from ..nets.reference import Reference, pick_average
 from ..nets.weights import load_weights
 from ..trust import check_classes, guarded, read_checkpoint
@@ -52,6 +53,8 @@ def rebuild(folder: Path, named: Collection[str] = (), checkpoint: Path | None =
         load_weights(method.net, method.initial_weights)
     data.prepare_data()
     data.setup("test")
+    if data.class_groups is not None:
+        group_classes(method, data.class_groups)
     return method.eval(), data
 
 

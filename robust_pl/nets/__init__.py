@@ -12,6 +12,7 @@ __getattr__, __dir__, __all__ = attach(
         "DualBatchNorm": "dual_norm",
         "DualNet": "dual_net",
         "Frozen": "frozen",
+        "GroupedNet": "grouped",
         "ImageClassifier": "classifier",
         "ImageTextPair": "clip_pair",
         "LoRA": "lora",
