@@ -5,6 +5,8 @@ from .._lazy import attach
 __getattr__, __dir__, __all__ = attach(
     __name__,
     {
+        "APRPair": "apr",
+        "APRSingle": "apr",
         "AugMixChains": "augmix",
         "AugMixOperation": "augmix",
         "Augmentation": "augmentations",
@@ -31,6 +33,10 @@ __getattr__, __dir__, __all__ = attach(
         "ObjectNetDataModule": "imagenet_shifts",
         "StylizedImageNetDataModule": "imagenet_shifts",
         "LabelSmoothing": "mixing",
+        "Diffeomorphism": "diffeomorphism",
+        "PRIME": "prime",
+        "RandomFilter": "prime",
+        "SmoothColor": "prime",
         "PosedPhotosDataModule": "posed_photos",
         "MixedChains": "mixed_chains",
         "MultiViewDataModule": "multi_view",

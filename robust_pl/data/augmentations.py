@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Literal
 
 import torch
@@ -55,6 +56,11 @@ def partners(keys: Tensor, draw: int) -> Tensor:
     """
     order = uniform(keys, draw).argsort(stable=True)
     return torch.empty_like(order).scatter_(0, order, order.roll(-1))
+
+
+def unrounded(x: Tensor) -> AbstractContextManager[object]:
+    """Autocast off, for matrix products on the device of ``x`` that pixels depend on; the meta device knows no autocast."""
+    return nullcontext() if x.device.type == "meta" else torch.autocast(x.device.type, enabled=False)
 
 
 def box(keys: Tensor, draw: int, size: tuple[int, int], height: int | Tensor, width: int | Tensor) -> tuple[Tensor, Tensor]:

@@ -87,7 +87,7 @@ def mixed(x: Tensor, chains: Tensor, w: Tensor, m: Tensor) -> Tensor:
         m: (B,).
     """
     m = m.view(-1, 1, 1, 1)
-    return (1 - m) * x + m * torch.einsum("kb,kbchw->bchw", w, chains)
+    return (1 - m) * x + m * (w[..., None, None, None] * chains).sum(0)
 
 
 def _where(rows: Tensor, operation: Augmentation, before: Tensor, out: Tensor, y: Tensor, keys: Tensor) -> Tensor:

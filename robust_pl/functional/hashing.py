@@ -22,6 +22,7 @@ _GAMMA = _signed(0x9E3779B97F4A7C15)
 _MIX1 = _signed(0xBF58476D1CE4E5B9)
 _MIX2 = _signed(0x94D049BB133111EB)
 _TURNS = 6
+_BELOW_ONE = 1 - 2.0**-24
 
 
 def _shift(z: Tensor, bits: int) -> Tensor:
@@ -56,6 +57,11 @@ def uniform(keys: Tensor, draw: int | Tensor) -> Tensor:
 def integers(keys: Tensor, draw: int, high: int) -> Tensor:
     """Int64 in [0, high) of the keys' shape."""
     return (uniform(keys, draw) * high).to(torch.int64)
+
+
+def normal(keys: Tensor, draw: int | Tensor) -> Tensor:
+    """Float32 N(0, 1) of the keys' shape; no further than 5.5 from 0, as far as float32 tells numbers from 1."""
+    return torch.erfinv((2 * uniform(keys, draw) - 1).float().clamp(-_BELOW_ONE, _BELOW_ONE)) * 2**0.5
 
 
 def permutation(n: int, *parts: int) -> Tensor:
