@@ -10,7 +10,9 @@ from .plots import COLORS, DPI, INK, tidy
 from .record import HeatMap, Lines, Record
 
 _MANY = 16
-"""More fields than this in a row are not labelled one by one, nor filled with numbers."""
+"""More fields than this in a row are not filled with numbers."""
+_LABELLED = 20
+"""More than this are not labelled one by one."""
 
 
 def plot_record(record: Record) -> Figure | None:
@@ -60,8 +62,9 @@ def draw_map(figure: Figure, axes: Axes, part: HeatMap) -> None:
     label = f"{part.value_label} in %" if part.share else part.value_label
     figure.colorbar(drawn, ax=axes, label=label, shrink=0.9)
     for axis, names in ((axes.xaxis, part.x), (axes.yaxis, part.y)):
-        step = 1 if len(names) <= 2 * _MANY else -(-len(names) // _MANY)
-        axis.set_ticks(range(0, len(names), step), [str(name) for name in names[::step]], fontsize=8)
+        step = 1 if len(names) <= _LABELLED else -(-len(names) // _MANY)
+        first = names.index(0) % step if 0 in names else 0
+        axis.set_ticks(range(first, len(names), step), [str(name) for name in names[first::step]], fontsize=8)
     if len(part.x) <= _MANY:
         middle = float(np.nanmean([drawn.norm.vmin, drawn.norm.vmax]))
         for i, row in enumerate(values):
