@@ -79,9 +79,7 @@ class DistortedNet(Augmentation):
         ]
         out = torch.cat(outputs)
         if out.shape[:2] != x.shape[:2]:
-            raise ValueError(
-                f"net maps {tuple(x.shape)} to {tuple(out.shape)}: it must give an image of as many channels for each"
-            )
+            raise ValueError(f"net maps {tuple(x.shape)} to {tuple(out.shape)}: each image must become one of as many channels")
         if out.shape != x.shape:
             out = F.interpolate(out, x.shape[2:], mode="bilinear", antialias=True)
         chosen = uniform(keys, 0) < self.probability

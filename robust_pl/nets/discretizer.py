@@ -71,7 +71,7 @@ class PatchCodebook(Discretizer):
             ("iterations", iterations, 1),
         ):
             if value < least:
-                raise ValueError(f"{name}={value} must be at least {least[name]}")
+                raise ValueError(f"{name}={value} must be at least {least}")
         self.patch, self.images, self.iterations, self.seed, self.wanted = patch, images, iterations, seed, codes
         self.register_buffer("codes", torch.zeros(0))
 
