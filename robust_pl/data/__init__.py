@@ -41,6 +41,8 @@ __getattr__, __dir__, __all__ = attach(
         "MixedChains": "mixed_chains",
         "MultiViewDataModule": "multi_view",
         "ProceduralViewsDataModule": "procedural_views",
+        "SceneFilesDataModule": "scene_files",
+        "SceneViewsDataModule": "scene_views",
         "RandAugment": "rand_augment",
         "TinyImageNetDataModule": "tiny_imagenet",
         "ViewImages": "view_images",

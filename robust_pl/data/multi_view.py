@@ -11,13 +11,10 @@ from torch import Tensor
 
 from .augmentations import Augmentation
 from .base import ImageDataModule, ValSplit
-from .hashing import SPLIT, permutation
 from .object_folders import Shot, pose_beside, read_classes, shots_in_folders, shots_of_metadata
+from .object_split import Share, check_share, split_objects
 from .view_files import ViewFiles
 from .view_table import ViewTable
-
-_TEST_SEED = 0
-Share = int | float
 
 
 class MultiViewDataModule(ImageDataModule):
@@ -82,9 +79,8 @@ class MultiViewDataModule(ImageDataModule):
         background: float = 1.0,
         skip_missing: bool = False,
     ) -> None:
-        for name, share in (("val_objects", val_objects), ("test_objects", test_objects)):
-            if share < 0 or (isinstance(share, float) and share >= 1):
-                raise ValueError(f"{name}={share} must be a fraction in [0, 1) or a whole number of objects of each class")
+        check_share("val_objects", val_objects)
+        check_share("test_objects", test_objects)
         resize = image_size if resize is None else resize
         if not 1 <= image_size <= resize:
             raise ValueError(f"image_size={image_size} must be at least 1 and at most resize={resize}")
@@ -155,26 +151,7 @@ class MultiViewDataModule(ImageDataModule):
             groups[shots[0].class_name].append(name)
         if self.classes == "objects":  # there is no class with several
             groups = {"all": list(self._shots_of_object)}
-        parts: tuple[list[str], list[str], list[str]] = ([], [], [])
-        for place, (kind, names) in enumerate(groups.items()):
-            for part, some in zip(parts, self._divided(kind, sorted(names), place), strict=True):
-                part.extend(some)
-        return parts
-
-    def _divided(self, kind: str, names: list[str], place: int) -> tuple[list[str], list[str], list[str]]:
-        counts = [n if isinstance(n, int) else round(n * len(names)) for n in (self.val_objects, self.test_objects)]
-        kept = len(names) - sum(counts)
-        if kept < 1:
-            raise ValueError(
-                f"class {kind!r} has {len(names)} objects, of which val_objects={self.val_objects} and "
-                f"test_objects={self.test_objects} leave none to train on: lower them"
-            )
-        if self.held_out == "random":
-            names = [names[i] for i in permutation(len(names), _TEST_SEED, SPLIT, place).tolist()]
-            rest = names[: kept + counts[0]]
-            names[: len(rest)] = [rest[i] for i in permutation(len(rest), self.seed, SPLIT, place, 1).tolist()]
-        parts = names[:kept], names[kept : kept + counts[0]], names[kept + counts[0] :]
-        return tuple(sorted(part) for part in parts)  # type: ignore[return-value]
+        return split_objects(groups, self.val_objects, self.test_objects, self.held_out, self.seed)
 
     def _files(self, table: ViewTable) -> ViewFiles:
         return ViewFiles(self.data_dir, table.names, table.labels, self.image_shape[1], self.resize, self.background)
