@@ -7,11 +7,13 @@ import pytest
 import torch
 from PIL import Image, ImageEnhance, ImageOps
 
-from robust_pl.data import AugMixChains, AugMixOperation, Augmentation, CropAndFlip, CutMix, MixedChains
+from robust_pl.data import Augmentation, AugMixChains, AugMixOperation, CropAndFlip, CutMix, MixedChains
 from robust_pl.data.augmix import ALL_OPERATIONS, OPERATIONS, operate
 from robust_pl.data.beta import Beta, Dirichlet
 from robust_pl.data.hashing import hash_keys, integers, uniform
 from robust_pl.data.mixed_chains import mixed
+
+from .test_prime import for_floats
 
 
 def batch(count: int = 12, size: int = 16, channels: int = 3) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -107,6 +109,7 @@ def test_operations_draw_by_key_and_keep_type_and_shape():
     out, same = AugMixOperation(3)(x, y, keys)
     assert same is y and torch.equal(out[50:70], AugMixOperation(3)(x[50:70], y[50:70], keys[50:70])[0])
     assert out.min() >= 0 and out.max() <= 1 and torch.equal((out * 255).round() / 255, out)
+    for_floats(lambda: AugMixOperation(3)(x, y, keys)[0], out)
     grey = x[:, :1].double()
     assert AugMixOperation(3, all_ops=True)(grey, y, keys)[0].dtype == torch.float64
 
@@ -167,6 +170,7 @@ def test_a_view_depends_on_its_key_alone():
     w, m = chains.weights(keys)
     assert torch.allclose(out, mixed(x, chains.chains(x, y, keys), w.float(), m.float()))
     assert chains(x[:, :1].double(), y, keys)[0].dtype == torch.float64
+    for_floats(lambda: chains(x, y, keys)[0], out)
 
 
 def test_on_a_device_every_operation_runs_on_the_whole_batch(monkeypatch):

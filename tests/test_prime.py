@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -16,6 +17,16 @@ from robust_pl.data.mixed_chains import mixed
 def batch(count: int = 12, size: int = 16, channels: int = 3) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     x = torch.rand(count, channels, size, size, generator=torch.Generator().manual_seed(1))
     return x, torch.arange(count) % 5, hash_keys(7, torch.arange(count))
+
+
+def for_floats(act: Callable[[], torch.Tensor], expected: torch.Tensor) -> None:
+    """The same whatever the run calls a float: Lightning's true precisions change that."""
+    for dtype in (torch.bfloat16, torch.float64):
+        torch.set_default_dtype(dtype)
+        try:
+            assert torch.allclose(act(), expected, atol=1e-5)
+        finally:
+            torch.set_default_dtype(torch.float32)
 
 
 def test_normal_numbers():
@@ -150,6 +161,7 @@ def test_a_sample_depends_on_its_key_alone(make):
     assert make()(x.double(), y, keys)[0].dtype == torch.float64 and make()(x[:, :1], y, keys)[0].shape == x[:, :1].shape
     with torch.autocast("cpu", torch.bfloat16):
         assert torch.allclose(make()(x, y, keys)[0], out, atol=1e-5)
+    for_floats(lambda: make()(x, y, keys)[0], out)
     nowhere = torch.empty(6, 3, 8, 8, device="meta"), torch.empty(6, dtype=torch.int64, device="meta")
     assert make()(*nowhere, nowhere[1])[0].device.type == "meta"
 

@@ -90,7 +90,7 @@ def operate(levels: Tensor, chosen: Tensor, level: Tensor, sign: Tensor) -> Tens
         pil.posterize(4 - (level * 4 / 10).long()),
         pil.solarize(256 - (level * 256 / 10).long()),
     )
-    table = torch.arange(256.0, device=levels.device)
+    table = torch.arange(256, device=levels.device).float()
     for name, one in zip(_TABLES, tables, strict=True):
         table = torch.where(_is(chosen, name).view(-1, 1, 1), one, table)
     height, width = levels.shape[2:]

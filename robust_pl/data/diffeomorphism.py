@@ -47,7 +47,7 @@ class Diffeomorphism(Augmentation):
         n = x.shape[3]
         if x.shape[2] != n or n < 3:
             raise ValueError(f"images have shape {tuple(x.shape[1:])}: a diffeomorphism needs square ones of 3 pixels or more")
-        place = torch.arange(n, device=x.device)
+        place = torch.arange(n, device=x.device).float()
         right, down = self.displacement(keys, n).unbind(1)
         grid = torch.stack([(place - right).clamp(0, n - 1), (place.unsqueeze(1) - down).clamp(0, n - 1)], 3) * 2 / (n - 1) - 1
         return F.grid_sample(x.float(), grid, mode="bilinear", padding_mode="border", align_corners=True).to(x.dtype), y
@@ -65,8 +65,8 @@ class Diffeomorphism(Augmentation):
         cut, temperature = self.law(keys, n)
         if self._variances is None or self._variances.shape[1] != n - 2 or self._variances.device != keys.device:
             self._variances = variances(self.cutoff, n).to(keys.device)
-        inner = torch.arange(n - 2, device=keys.device) + 1
-        sines = torch.sin(torch.pi / (n - 1) * inner.unsqueeze(1) * torch.arange(n, device=keys.device))
+        place = torch.arange(n, device=keys.device).float()
+        sines = torch.sin(torch.pi / (n - 1) * place[1:-1].unsqueeze(1) * place)
         numbers = normal(keys.unsqueeze(1), _FIELD + torch.arange(2 * (n - 2) ** 2, device=keys.device))
         a = numbers.view(-1, 2, n - 2, n - 2) * self._variances[cut].sqrt().unsqueeze(1)
         with unrounded(keys):

@@ -44,8 +44,8 @@ class SmoothColor(Augmentation):
 
     def __call__(self, x: Tensor, y: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
         knots = _KNOTS * self.cutoff
-        k = torch.arange(1, self.cutoff + 1, device=x.device)
-        z = torch.arange(knots + 1, device=x.device) / knots
+        k = torch.arange(1, self.cutoff + 1, device=x.device).float()
+        z = torch.arange(knots + 1, device=x.device).float() / knots
         with unrounded(x):
             curve = self.coefficients(keys, x.shape[1]) @ torch.sin(torch.pi * k.unsqueeze(1) * z)
         place = (x.float() * knots).clamp(0, knots).flatten(2)

@@ -70,8 +70,8 @@ def affine(levels: Tensor, matrix: Tensor) -> Tensor:
         matrix: (B, 2, 3), maps (column, row, 1) of a pixel's middle, in pixels, to where its colour is taken from.
     """
     height, width = levels.shape[2:]
-    column = torch.arange(width, device=levels.device) + 0.5
-    row = (torch.arange(height, device=levels.device) + 0.5).unsqueeze(1)
+    column = torch.arange(width, device=levels.device).float() + 0.5
+    row = torch.arange(height, device=levels.device).float().unsqueeze(1) + 0.5
     across, down = matrix.float().view(-1, 2, 3, 1, 1).unbind(1)
     u = across[:, 0] * column + across[:, 1] * row + across[:, 2]
     v = down[:, 0] * column + down[:, 1] * row + down[:, 2]
