@@ -26,6 +26,7 @@ __getattr__, __dir__, __all__ = attach(
         "plot_record": "record_plot",
         "plot_summary": "plots",
         "plot_view_sphere": "view_sphere",
+        "shift_record": "shift_table",
         "summarise": "summary",
         "worst_images": "worst",
         "worst_samples": "worst",
