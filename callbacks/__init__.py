@@ -23,6 +23,7 @@ __getattr__, __dir__, __all__ = attach(
         "CWLinf": "attacks.cw_linf",
         "CatastrophicOverfitting": "monitors.catastrophic_overfitting",
         "ComputeMonitor": "monitors.compute",
+        "Corruptions": "analysis.corruptions",
         "CriticalBandMasking": "analysis.critical_band_masking",
         "DIM": "attacks.dim",
         "DeepFool": "attacks.deepfool",

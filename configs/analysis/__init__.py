@@ -1,0 +1,1 @@
+"""Analyses of a test, added to any experiment."""
