@@ -72,6 +72,7 @@ __getattr__, __dir__, __all__ = attach(
         "ViewDistribution": "viewpoints.distribution",
         "ViewSphere": "analysis.view_sphere",
         "ViewpointAttack": "viewpoints.base",
+        "WeightInterpolation": "analysis.weight_interpolation",
         "WeightTrajectory": "weights.trajectory",
     },
 )

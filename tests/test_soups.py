@@ -409,8 +409,8 @@ def test_passes(tmp_path: Path) -> None:
     assert learned.net.images == 2 * 8 * (3 + 1), "the attack and one more pass a step"
     greedy = GreedySoup(Counted(), ingredients, FGSM(0.1), num_classes=2)
     evaluated = []
-    accuracy = greedy._accuracy
-    greedy._accuracy = lambda: (evaluated.append(greedy.net.images), accuracy())[1]  # type: ignore[method-assign]
+    accuracy = greedy.held_out_accuracy
+    greedy.held_out_accuracy = lambda: (evaluated.append(greedy.net.images), accuracy())[1]  # type: ignore[method-assign]
     Trainer(num_sanity_val_steps=0, **QUIET).fit(greedy, loader, loader)
     assert len(evaluated) == 4 + 3 and set(torch.tensor(evaluated).diff().tolist()) == {8 * 2}
 

@@ -66,6 +66,7 @@ __getattr__, __dir__, __all__ = attach(
         "RobustWeightSignature": "averaging.robust_weight_signature",
         "StandardTraining": "natural.standard",
         "UniformSoup": "averaging.uniform_soup",
+        "WiSEFT": "natural.wise_ft",
         "SubspaceAT": "adversarial.subspace_at",
         "NaturalViewTraining": "viewpoint.natural_views",
         "ContrastiveTraining": "viewpoint.contrastive",

@@ -42,6 +42,7 @@ __getattr__, __dir__, __all__ = attach(
         "VIFormer": "viformer",
         "WeightsReport": "weights",
         "WideResNet": "wide_resnet",
+        "ZeroShotClassifier": "zero_shot",
         "dual_batch_norm": "dual_norm",
         "load_weights": "weights",
         "pretrained": "zoo",

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.optim import SGD
 
 from ...callbacks.attacks.base import Attack
+from ...callbacks.attacks.prepare import evaluating
 from ...callbacks.weights.averaging import WeightAverage
 from ...callbacks.weights.recompute import recompute, statistics_of, training_modes
 from ..base import Method
@@ -101,6 +102,20 @@ class Assembled(Method):
             x, y, *index = self.trainer.strategy.batch_to_device(batch)
             yield x, y, index[0] if index else torch.arange(first, first + len(x), device=x.device)
             first += len(x)
+
+    def held_out_accuracy(self) -> float:
+        """Of the weights that are in the network, over all processes: clean, or attacked where there is an attack."""
+        counts = torch.zeros(2, dtype=torch.float64, device=self.device)
+        with evaluating(self), self.trainer.precision_plugin.val_step_context():
+            for x, y, index in self.held_out():
+                if self.attack is not None:
+                    x = self.attack.run(self, x, y, objective=self.inner_objective, index=index).x_adv.to(x.dtype)
+                with torch.no_grad():
+                    right = self(x).argmax(1) == y
+                counts += torch.stack([right.sum(), right.new_tensor(len(x), dtype=torch.int64)])
+        if self.trainer.world_size > 1:
+            torch.distributed.all_reduce(counts)
+        return float(counts[0] / counts[1])
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_save_checkpoint(checkpoint)

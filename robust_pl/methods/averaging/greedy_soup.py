@@ -9,7 +9,6 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import Tensor, nn
 
 from ...callbacks.attacks.base import Attack
-from ...callbacks.attacks.prepare import evaluating
 from ...nets.trajectory import Sample
 from .assembled import Assembled
 from .ingredients import Ingredients, read_ingredients, write
@@ -59,14 +58,14 @@ class GreedySoup(Assembled):
         scores = []
         for sample in self._samples:
             write(self.net, sample.items())
-            scores.append(self._accuracy())
+            scores.append(self.held_out_accuracy())
         order = sorted(range(len(scores)), key=lambda i: -scores[i])  # stable: of equals the first goes first
         chosen, best = order[:1], scores[order[0]]
         total = _sum({}, self._samples[order[0]])
         for i in order[1:]:
             candidate = _sum(total, self._samples[i])
             self._write_mean(candidate, len(chosen) + 1)
-            score = self._accuracy()
+            score = self.held_out_accuracy()
             if score > best:
                 chosen, best, total = [*chosen, i], score, candidate
         self._write_mean(total, len(chosen))
@@ -86,20 +85,6 @@ class GreedySoup(Assembled):
         write(self.net, ((name, t / count if t.is_floating_point() else t) for name, t in total.items()))
         if count > 1:  # one alone was judged, and is kept, with its own
             super().refresh_statistics()
-
-    def _accuracy(self) -> float:
-        """Held-out accuracy of the weights that are in the network, over all processes."""
-        counts = torch.zeros(2, dtype=torch.float64, device=self.device)
-        with evaluating(self), self.trainer.precision_plugin.val_step_context():
-            for x, y, index in self.held_out():
-                if self.attack is not None:
-                    x = self.attack.run(self, x, y, objective=self.inner_objective, index=index).x_adv.to(x.dtype)
-                with torch.no_grad():
-                    right = self(x).argmax(1) == y
-                counts += torch.stack([right.sum(), right.new_tensor(len(x), dtype=torch.int64)])
-        if self.trainer.world_size > 1:
-            torch.distributed.all_reduce(counts)
-        return float(counts[0] / counts[1])
 
 
 def _sum(total: dict[str, Tensor], sample: Sample) -> dict[str, Tensor]:
