@@ -204,7 +204,7 @@ def test_a_new_method_in_a_users_file(robust_pl: CLI, tiny: Path) -> None:
 
 def comes_before(path: Path) -> list[Path]:
     """What a config that is a part of an experiment comes behind."""
-    if path.parent.name == "attacks":
+    if path.parent.name in ("attacks", "analysis"):
         return [CONFIGS / "quickstart.yaml"]
     group, *inner = (*path.relative_to(CONFIGS).parent.parts, "")
     if group != "fast_at" or inner == [""]:
