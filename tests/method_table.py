@@ -19,6 +19,7 @@ from robust_pl.methods import (
     ARD,
     AWMTARD,
     BMTARD,
+    DAT,
     ELLE,
     ELLEA,
     FGSMAT,
@@ -51,6 +52,7 @@ from robust_pl.methods import (
     AdversarialFineTuning,
     AdvMoE,
     AdvProp,
+    AugMax,
     AugMix,
     ConvergeSmooth,
     FastAdvProp,
@@ -74,6 +76,15 @@ from robust_pl.methods import (
     ZeroGrad,
 )
 from robust_pl.nets import AdaptiveDualNet, AWNet, DualNet, MixedClassifier, MoESmallCNN, SmallCNN, TrainedNet
+from robust_pl.nets import (
+    AdaptiveDualNet,
+    AWNet,
+    DualNet,
+    MixedClassifier,
+    MoESmallCNN,
+    PatchCodebook,
+    SmallCNN,
+    TrainedNet,
 
 EPS = 0.1
 
@@ -303,6 +314,8 @@ METHODS: dict[str, Case] = {
             optimizer=optimizer,
         ),
     ),
+    "AugMax": Case(lambda optimizer, _: AugMax(DualNet(net()), steps=2, optimizer=optimizer)),
+    "DAT": Case(lambda optimizer, _: DAT(net(), PatchCodebook(patch=4, codes=8, images=50), optimizer=optimizer)),
     "UniformSoup": Case(lambda _, folder: UniformSoup(net(), str(folder / "base"), batches=1), ASSEMBLED, True, trains=False),
     "GreedySoup": Case(lambda _, folder: GreedySoup(net(), str(folder / "base"), batches=1), ASSEMBLED, True, trains=False),
     "RobustWeightSignature": Case(

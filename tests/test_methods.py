@@ -24,6 +24,7 @@ from robust_pl.methods import (
     ABSLD,
     APR,
     BMTARD,
+    DAT,
     ELLE,
     ELLEA,
     FGSMAT,
@@ -47,6 +48,7 @@ from robust_pl.methods import (
     SSAT,
     TRADES,
     AdvProp,
+    AugMax,
     AugMix,
     ConvergeSmooth,
     Cosine,
@@ -65,6 +67,7 @@ from robust_pl.methods import (
     ZeroGrad,
 )
 from robust_pl.nets import DualNet, SmallCNN
+from robust_pl.nets import DualNet, IdentityDiscretizer, SmallCNN
 
 QUIET: dict[str, Any] = {
     "logger": False,
@@ -147,6 +150,8 @@ class Counted(nn.Module):
         (lambda net: MTARD(net, SmallCNN(width=4), SmallCNN(width=4), optimizer=sgd), (10, 10), 2),
         (lambda net: BMTARD(net, SmallCNN(width=4), SmallCNN(width=4), optimizer=sgd), (10, 10), 2),
         (lambda net: ABSLD(net, SmallCNN(width=4), optimizer=sgd), (10, 10), 2),
+        (lambda net: AugMax(DualNet(net), optimizer=sgd), (5, 5), 3),
+        (lambda net: DAT(net, IdentityDiscretizer(), optimizer=sgd), (1, 1), 2),
     ],
     ids=[
         *("StandardTraining", "PGDAT", "AdvProp", "AugMix", "APR", "APR, attacked"),
@@ -157,6 +162,7 @@ class Counted(nn.Module):
         *("FGSMPGI", "FGSMUAP", "FGSMCUAP", "FGSMFUAP", "FGSMPCO", "FGSMMEPCS", "FGSMMEPCS, not smoothed", "FGSMRSCS"),
         *("FGSMLAW", "FGSMLAW, start"),
         *("RSLAD", "RSLAD with IGDM", "MTARD", "BMTARD", "ABSLD"),
+        *("AugMax", "DAT"),
     ],
 )
 def test_a_step_costs_what_its_docstring_says(

@@ -54,5 +54,6 @@ __getattr__, __dir__, __all__ = attach(
         "Noise2Net": "noise2net",
         "PixelAdaIN": "stylize",
         "Stylize": "stylize",
+        "FolderUnion": "folder_union",
     },
 )

@@ -13,8 +13,8 @@ from ..functional.moments import channel_moments, match_moments
 from ..nets.style_transfer import StyleTransfer
 from .augmentations import Augmentation, partners
 from .hashing import integers, uniform
+from .image_files import ENDINGS, read_image
 
-_ENDINGS = (".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
 _CHUNK = 16
 
 
@@ -143,18 +143,14 @@ class PixelAdaIN(_Restyled):
 
 
 def _pictures(folder: Path, most: int) -> list[Path]:
-    found = sorted(p for p in folder.rglob("*") if p.suffix.lower() in _ENDINGS) if folder.is_dir() else []
+    found = sorted(p for p in folder.rglob("*") if p.suffix.lower() in ENDINGS) if folder.is_dir() else []
     if not found:
-        raise FileNotFoundError(f"styles={folder} does not exist or holds no pictures ({', '.join(_ENDINGS)}): name a folder")
+        raise FileNotFoundError(f"styles={folder} does not exist or holds no pictures ({', '.join(ENDINGS)}): name a folder")
     count = min(most, len(found))
     return [found[i * len(found) // count] for i in range(count)]
 
 
 def _square(path: Path, size: int) -> Tensor:
     """The middle square, resized, (3, size, size) in [0, 1]."""
-    try:
-        with Image.open(path) as file:
-            image = ImageOps.fit(file.convert("RGB"), (size, size), Image.Resampling.BILINEAR)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise ValueError(f"{path} cannot be read as an image ({error}): remove or replace it") from error
+    image = ImageOps.fit(read_image(path), (size, size), Image.Resampling.BILINEAR)
     return torch.from_numpy(np.array(image)).permute(2, 0, 1).float() / 255

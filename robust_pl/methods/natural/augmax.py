@@ -11,6 +11,7 @@ from torch.optim import SGD
 
 from ...callbacks.attacks.prepare import prepared
 from ...data.augmix import AugMixChains
+from ...data.hashing import VERSIONS
 from ...data.mixed_chains import MixedChains, mixed
 from ...functional.hashing import hash_keys, uniform
 from ...functional.losses import cross_entropy, hard
@@ -101,8 +102,8 @@ class AugMax(Method):
         example = self.clean(batch)
         x, y = example.x, example.y
         place = torch.where(example.index < 0, torch.arange(len(x), device=x.device), 0)
-        keys = hash_keys(self.seed, self.current_epoch, example.index, place)
-        with torch.no_grad():
+        keys = hash_keys(self.seed, VERSIONS, self.current_epoch, example.index, place)
+        with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
             x_mix, _ = self.chains(x, y, hash_keys(keys, _SECOND))
             chains = self.chains.chains(x, y, hash_keys(keys, _FIRST))
         m, q = self.search(x, y, chains, *self.start(hash_keys(keys, _START)))
