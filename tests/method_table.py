@@ -75,7 +75,6 @@ from robust_pl.methods import (
     UniformSoup,
     ZeroGrad,
 )
-from robust_pl.nets import AdaptiveDualNet, AWNet, DualNet, MixedClassifier, MoESmallCNN, SmallCNN, TrainedNet
 from robust_pl.nets import (
     AdaptiveDualNet,
     AWNet,
@@ -85,6 +84,7 @@ from robust_pl.nets import (
     PatchCodebook,
     SmallCNN,
     TrainedNet,
+)
 
 EPS = 0.1
 

@@ -66,7 +66,6 @@ from robust_pl.methods import (
     TorchSchedule,
     ZeroGrad,
 )
-from robust_pl.nets import DualNet, SmallCNN
 from robust_pl.nets import DualNet, IdentityDiscretizer, SmallCNN
 
 QUIET: dict[str, Any] = {
