@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from copy import deepcopy
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from PIL import Image, ImageEnhance, ImageOps
 from scipy.special import betainc
 
 from robust_pl.callbacks import PGD
-from robust_pl.data import CropAndFlip, CutMix, Cutout, DigitsDataModule, LabelSmoothing, RandAugment
+from robust_pl.data import AsUsual, CropAndFlip, CutMix, Cutout, DigitsDataModule, LabelSmoothing, RandAugment
 from robust_pl.data.augmentations import augmented, box
 from robust_pl.data.hashing import AUGMENT, hash_keys, integers, permuted
 from robust_pl.data.rand_augment import OPERATIONS
@@ -245,6 +246,20 @@ def test_resumed_augmentations_are_those_of_the_run_that_was_not_stopped(tmp_pat
     for name in ("batch2", "epoch5", "batch8"):
         path, batches = saver.saved[name]
         assert fit(ckpt=path).seen == full.seen[batches:], name
+
+
+def test_the_usual_augmentation_comes_before_others():
+    """Digits are shifted as they are read, by draws of their own, and then blotted out."""
+
+    def batch(augment: Any) -> torch.Tensor:
+        data = DigitsDataModule(batch_size=256, augment=augment)
+        data.setup("fit")
+        return next(iter(data.train_dataloader()))[0]
+
+    shifted = batch(True)
+    assert torch.equal(batch([Cutout(2), AsUsual()]), shifted) and not torch.equal(batch([Cutout(2)]), shifted)
+    x, keys = torch.rand(4, 1, 8, 8), torch.arange(4)
+    assert AsUsual()(x, keys, keys)[0] is x
 
 
 def test_validation_sees_plain_images_and_a_checkpoint_no_object(tmp_path: Path):

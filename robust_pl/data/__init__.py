@@ -9,6 +9,7 @@ __getattr__, __dir__, __all__ = attach(
         "APRSingle": "apr",
         "AugMixChains": "augmix",
         "AugMixOperation": "augmix",
+        "AsUsual": "augmentations",
         "Augmentation": "augmentations",
         "CropAndFlip": "augmentations",
         "CutMix": "mixing",

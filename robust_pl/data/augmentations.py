@@ -81,6 +81,17 @@ def box(keys: Tensor, draw: int, size: tuple[int, int], height: int | Tensor, wi
     return sides[0], sides[1]
 
 
+class AsUsual(Augmentation):
+    """What ``augment: true`` does, in a list beside others: ``augment: [AsUsual, PRIME]``.
+
+    It is done as images are read, so before all others, wherever it stands in the list; ImageNet's random crops need the whole
+    picture.
+    """
+
+    def __call__(self, x: Tensor, y: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
+        return x, y
+
+
 class CropAndFlip(Augmentation):
     """Padding, a random crop of the former size, and a mirror image half of the time, as is usual on CIFAR.
 

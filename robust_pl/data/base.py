@@ -17,7 +17,7 @@ from lightning.pytorch.utilities.parsing import collect_init_args
 from torch import Tensor
 
 from ..functional.class_groups import ClassGroups
-from .augmentations import Augmentation, augmented
+from .augmentations import AsUsual, Augmentation, augmented
 from .hashing import SPLIT, permutation
 from .images import Images
 from .loaders import EvalLoader, TrainLoader, TrainOrder
@@ -45,7 +45,8 @@ class ImageDataModule(LightningDataModule, ABC):
         val_size: validation samples, as a fraction of the training set or a number; 0 for none.
         seed: of the split, the order and the augmentation.
         augment: whether training samples get the set's usual augmentation; or a list of augmentations instead, such as
-            :class:`robust_pl.data.CutMix`, which work on whole batches on the training device, one after the other.
+            :class:`robust_pl.data.CutMix`, which work on whole batches on the training device, one after the other;
+            :class:`robust_pl.data.AsUsual` in it keeps the usual one.
         drop_last: leave out the last incomplete training step of an epoch.
         val_split: which samples are held out for validation: ``random`` ones, drawn by ``seed``, or the ``last`` ones of the
             training set, whatever the seed. The last ones of a set that is sorted by class are those of few classes.
@@ -120,6 +121,11 @@ class ImageDataModule(LightningDataModule, ABC):
     def in_channels(self) -> int:
         return self.image_shape[0]
 
+    @property
+    def augments_as_usual(self) -> bool:
+        """Whether training samples get the set's usual augmentation as they are read, alone or before others."""
+        return self.augment if isinstance(self.augment, bool) else any(isinstance(one, AsUsual) for one in self.augment)
+
     @cached_property
     def train_set(self) -> Images:
         return self.load_train()
@@ -153,7 +159,7 @@ class ImageDataModule(LightningDataModule, ABC):
         trainer = self.trainer
         order = self.train_order(*self._rank_and_world_size(), fixed=trainer is not None and trainer.overfit_batches > 0)
         progress = None if trainer is None else lambda: (trainer.current_epoch, trainer.fit_loop.batch_idx + 1)
-        loader = TrainLoader(self.train_images(), order, self.augment is True, self.num_workers, progress)
+        loader = TrainLoader(self.train_images(), order, self.augments_as_usual, self.num_workers, progress)
         if self._resumed is not None:
             loader.load_state_dict(self._resumed)
             self._resumed = None

@@ -100,7 +100,7 @@ class ExtraDataMixture(ImageDataModule):
     @cached_property
     def extra_set(self) -> ExtraImages:
         """The generated samples."""
-        if self.augment is True and not isinstance(self.train_set, ImagesInMemory):
+        if self.augments_as_usual and not isinstance(self.train_set, ImagesInMemory):
             raise ValueError(
                 f"{type(self.data).__name__} augments images as it decodes files, which generated ones are not: set its "
                 "augment to false or to a list of augmentations"
@@ -113,7 +113,7 @@ class ExtraDataMixture(ImageDataModule):
             labels = pseudo_labels(images, self.teacher, *sizes, device)
         if labels is None:
             raise ValueError(f"{images.path} has no labels beside it: add them, or name a teacher that predicts them")
-        augment = self.train_set.augment if self.augment is True else None  # type: ignore[attr-defined]
+        augment = self.train_set.augment if self.augments_as_usual else None  # type: ignore[attr-defined]
         return ExtraImages(images, labels, self.image_shape, self.num_classes, augment)
 
     def train_order(self, rank: int, world_size: int, fixed: bool) -> MixedOrder:
