@@ -1,4 +1,4 @@
-"""The command line: ``robust-pl fit | validate | test | predict | audit | turntable``, and ``python -m robust_pl``."""
+"""The command line: ``robust-pl fit | validate | test | predict | audit | report | turntable``, and ``python -m robust_pl``."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
-_COMMANDS = ("audit", "turntable")
+_COMMANDS = ("audit", "report", "turntable")
 _SUBCOMMANDS = ("fit", "validate", "test", "predict")
 # Where a run was trained says nothing about where its checkpoint is tested.
 _HARDWARE = ("accelerator", "devices", "num_nodes", "strategy", "plugins", "default_root_dir")

@@ -1,4 +1,4 @@
-"""Commands that need no Trainer: ``robust-pl audit`` and ``robust-pl turntable``."""
+"""Commands that need no Trainer: ``robust-pl audit``, ``robust-pl report`` and ``robust-pl turntable``."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from .data import ImageDataModule
 
 AUDIT = "Check a finished evaluation in a fresh process: sums, images, predictions, accuracies."
+REPORT = "Show everything that runs measured side by side, as one HTML page and as a table for papers."
 TURNTABLE = "Film a mesh or a fitted scene from all around, as GIF or MP4."
 
 
@@ -66,6 +67,45 @@ def audit(arguments: Sequence[str]) -> None:
         passed &= found.passed
     if not passed:
         sys.exit(1)
+
+
+def report(arguments: Sequence[str]) -> None:
+    """``robust-pl report RUN [RUN ...]``: writes the page, and tells what could not be read.
+
+    Args:
+        arguments: what follows the command.
+    """
+    parser = _Parser("robust-pl report", description=REPORT)
+    parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="folder of a run, such as runs/quickstart")
+    parser.add_argument("--output", type=Path, default=Path("report.html"), metavar="PAGE", help="(default: report.html)")
+    parser.add_argument("--markdown", type=Path, metavar="TABLE", help="write the table for papers here, too")
+    parser.add_argument("--title", default="Robustness report", help="of the page (default: Robustness report)")
+    parser.add_argument(
+        "--baseline",
+        type=Path,
+        metavar="CSV",
+        help="accuracies data,acc_id,acc_ood of standard networks in [0, 1], from which effective robustness is told",
+    )
+    options = parser.parse_args(arguments)
+    for option, path in (("--output", options.output), ("--markdown", options.markdown)):
+        if path is not None and path.is_dir():
+            raise ValueError(f"{option} {path} is a folder: name a file in it")
+    from .callbacks.store.files import write
+    from .evaluation.baselines import read_baselines
+    from .evaluation.gather import gather
+    from .report.html import as_page, paper_markdown
+
+    baselines = None if options.baseline is None else read_baselines(options.baseline)
+    runs = gather(options.runs)
+    page = as_page(runs, options.title, baselines)
+    for run in runs:
+        for gap in run.gaps:
+            print(f"robust-pl: {run.label}: {gap}", file=sys.stderr)
+    write(options.output, page.encode())
+    print(options.output)
+    if options.markdown is not None:
+        write(options.markdown, paper_markdown(runs).encode())
+        print(options.markdown)
 
 
 def turntable(arguments: Sequence[str]) -> None:

@@ -28,7 +28,7 @@ from .callbacks.outcome import check_names
 from .cli_monitor import choose_monitor
 from .cli_parser import Instantiator, Parser, link_data_to_net
 from .cli_settings import ReportOptions, Run, StoreConfig, request_of
-from .commands import AUDIT, TURNTABLE
+from .commands import AUDIT, REPORT, TURNTABLE
 from .data import ImageDataModule
 from .methods import Method
 from .nets.reference import resolve
@@ -96,7 +96,7 @@ class RobustCLI(LightningCLI):
     def _add_subcommands(self, parser: LightningArgumentParser, **kwargs: Any) -> None:
         super()._add_subcommands(parser, **kwargs)
         # `cli.main` runs them; here they are only listed by --help.
-        for name, says in (("audit", AUDIT), ("turntable", TURNTABLE)):
+        for name, says in (("audit", AUDIT), ("report", REPORT), ("turntable", TURNTABLE)):
             parser._subcommands_action.add_subcommand(name, Parser(description=says), help=says)
 
     def _add_instantiators(self) -> None:
