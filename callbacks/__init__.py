@@ -51,6 +51,7 @@ __getattr__, __dir__, __all__ = attach(
         "RobustnessCurve": "analysis.robustness_curve",
         "SWA": "weights.swa",
         "ScaleCopies": "attacks.transforms",
+        "ShapeBias": "analysis.shape_bias",
         "SignHunter": "attacks.signhunter",
         "SIM": "attacks.sim",
         "SimBA": "attacks.simba",

@@ -12,6 +12,8 @@ __getattr__, __dir__, __all__ = attach(
         "AsUsual": "augmentations",
         "Augmentation": "augmentations",
         "CropAndFlip": "augmentations",
+        "CueConflictDataModule": "cue_conflict",
+        "CueConflictSolidsDataModule": "cue_conflict_solids",
         "CutMix": "mixing",
         "Cutout": "augmentations",
         "ExtraDataMixture": "extra_data",

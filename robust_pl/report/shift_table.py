@@ -27,8 +27,8 @@ def shift_record(rows: Sequence[ShiftRow], name: str = "shifts") -> Record:
     if known:
         figures["effective"] = sum(known) / len(known)
     note = (
-        "Effective robustness is accuracy under the shift minus what standard networks of the same accuracy without it have, by "
-        "a line fitted between logits; `without` is accuracy on the same classes."
+        "Effective robustness is accuracy under the shift minus what standard networks of the same accuracy without it have, "
+        "by a line fitted between logits; `without` is accuracy on the same classes."
     )
     sheet = Sheet("natural shifts", columns, table, share=True)
     return Record("Shifts", name, "Natural shifts", figures, [sheet], notes=[note] if known else [])

@@ -36,6 +36,17 @@ class Numbers:
 def random_picture(draw: Numbers) -> Tensor:
     """A texture (64, 64, 3) that can be repeated: plain, stripes, checks, dots or noise, of two colours."""
     pattern, cells = draw.below(5), 2 ** (1 + draw.below(3))
+    return _painted(pattern, cells, _colors(draw), draw)
+
+
+def class_picture(number: int, count: int) -> Tensor:
+    """The texture (64, 64, 3) of one of ``count`` materials: always the same, each with a pattern and a hue of its own."""
+    hue = number / count
+    colors = (_rgb(hue, 0.75, 0.95), _rgb(hue + 1 / 3, 0.6, 0.5))
+    return _painted(1 + number % 4, 2 ** (1 + number // 4 % 2), colors, Numbers(number, count))
+
+
+def _painted(pattern: int, cells: int, colors: tuple[Tensor, Tensor], draw: Numbers) -> Tensor:
     place = torch.arange(_TEXELS, dtype=torch.float64) * cells / _TEXELS
     x, y = place.expand(_TEXELS, -1), place.unsqueeze(1).expand(-1, _TEXELS)
     patterns: tuple[Callable[[], Tensor], ...] = (
@@ -45,7 +56,7 @@ def random_picture(draw: Numbers) -> Tensor:
         lambda: ((x % 1 - 0.5).square() + (y % 1 - 0.5).square() < 0.1).double(),
         lambda: _noise(draw),
     )
-    first, second = _colors(draw)
+    first, second = colors
     share = patterns[pattern]().unsqueeze(-1)
     return (first * (1 - share) + second * share).float()
 
