@@ -1,0 +1,1 @@
+"""Experiments of training for natural robustness."""
