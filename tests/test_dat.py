@@ -144,6 +144,7 @@ def test_a_run_learns_its_codes_first_and_a_test_needs_none(tmp_path: Path) -> N
         trainer = Trainer(max_steps=1, limit_val_batches=0, **QUIET)
         trainer.fit(dat, DigitsDataModule(batch_size=16))
         found.append(dat.discretizer.net.codes)
+    assert trainer.callback_metrics["train/discrete_change"] == 0, "a codebook's images are too far from other words for 0.1"
     assert found[0].shape == (16, 16) and torch.equal(*found)
     trainer.save_checkpoint(tmp_path / "x.ckpt")
     other = method(PatchCodebook(patch=4, codes=16))

@@ -34,6 +34,9 @@ class DAT(Method):
     batch and process, it starts on the sphere around x_q instead of at x_q, in a random direction. Mixed labels are attacked as
     they are. The authors attack in float32 under AMP; here the attack runs in the precision of the run.
 
+    ``train/discrete_change``, the mean change of a pixel from Q(x) to Q(x_q + delta), says whether the attack moves any word:
+    where it stays at 0, the budget is too small for the discretizer.
+
     Their discretizer is a :class:`robust_pl.nets.VQGAN`, whose weights the user must have. :class:`PatchCodebook` needs none
     and is a stand-in of ours, :class:`IdentityDiscretizer` an ablation; results with them say nothing of the paper's.
 
@@ -90,7 +93,10 @@ class DAT(Method):
         example = self.clean(batch)
         discrete = replace(example, x=self.discretizer(example.x))
         attacked = self.run_attack(discrete, eps, self._start(discrete.x, eps) if self.random_start else None)
-        return replace(example, x_adv=self.discretizer(attacked.x_adv.to(example.x.dtype)))
+        x_adv = self.discretizer(attacked.x_adv.to(example.x.dtype))
+        if self._trainer is not None:
+            self.log("train/discrete_change", (x_adv - discrete.x).abs().mean(), batch_size=len(x_adv))
+        return replace(example, x_adv=x_adv)
 
     def loss(self, example: Example) -> Tensor:
         return F.cross_entropy(self(example.x), example.y) + F.cross_entropy(self(example.x_adv), example.y)
