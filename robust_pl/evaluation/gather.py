@@ -12,9 +12,11 @@ from typing import Any
 import numpy as np
 import yaml
 
+from ..callbacks.monitors.compute import COST_FILE
 from ..callbacks.store.files import sha256_of_file
 from ..callbacks.store.store import ABOUT, FIGURES, SUMS, TABLE, read_about
-from ..report.html.run import Run, Tested, name_of_data
+from ..report.cost import cost_figures, cost_note
+from ..report.html.run import Run, Tested, name_of_data, settings_of
 from ..report.table import Table
 from .gather_parts import read_analyses, read_training, read_views
 
@@ -84,8 +86,8 @@ def _read(folder: Path, label: str) -> Run:
         gaps.append("config.yaml is damaged: its text is shown as it is")
     notes = [tested.table.meta for tested in tests]
     config = config if config and isinstance(config, dict) else next((note["config"] for note in notes), {})
-    cost = _json(folder / "compute.json", gaps) if (folder / "compute.json").is_file() else None
-    data = name_of_data(config.get("data") or {}) or (tests[0].data if tests else "")
+    cost = _cost(folder, gaps) or next((note["cost"] for note in notes if _is_cost(note.get("cost"))), None)
+    data = name_of_data(config.get("data")) or (tests[0].data if tests else "")
     return Run(
         label,
         config,
@@ -96,10 +98,27 @@ def _read(folder: Path, label: str) -> Run:
         tests,
         read_analyses(folder, {tested.folder: tested.data for tested in tests}, data, gaps),
         read_views(folder, gaps),
-        cost or next((note["cost"] for note in notes if note.get("cost")), None),
+        cost,
         read_training(folder, gaps),
         gaps,
     )
+
+
+def _cost(folder: Path, gaps: list[str]) -> dict[str, Any] | None:
+    if not (folder / COST_FILE).is_file():
+        return None
+    cost = _json(folder / COST_FILE, gaps)
+    if cost is None or _is_cost(cost):
+        return cost
+    gaps.append(f"{COST_FILE} does not say what a training cost: it is left out")
+    return None
+
+
+def _is_cost(cost: Any) -> bool:
+    try:
+        return bool(cost) and all(np.isfinite(value) for value in cost_figures(cost).values()) and bool(cost_note(cost))
+    except (KeyError, TypeError, AttributeError, ValueError):
+        return False
 
 
 def _tested(folder: Path, gaps: list[str]) -> Tested | None:
@@ -116,7 +135,7 @@ def _tested(folder: Path, gaps: list[str]) -> Tested | None:
             meta["flags"] = json.loads((folder / FLAGS).read_text())["flags"]
         table = Table(_columns(folder / TABLE), meta)
         identity = f"{facts.get('first_16', '')} {facts.get('samples', len(table))}"
-        data = name_of_data(request.get("data") or {}) or "test set"
+        data = name_of_data(request.get("data")) or "test set"
         network = str(request.get("checkpoint") or facts.get("weights", ""))
         checkpoint = Path(str((about.get("notes") or {}).get("checkpoint", ""))).name
         return Tested(folder.name, data, identity, str(request.get("weights") or ""), network, checkpoint, table)
@@ -149,7 +168,7 @@ def _meta(about: dict[str, Any], figures: dict[str, float]) -> dict[str, Any]:
     attacks = {}
     for name, threat in (about.get("facts") or {}).get("threats", {}).items():
         asked = (request.get("attacks") or {}).get(name, {})
-        settings = {key: value for key, value in (asked.get("init_args") or {}).items() if value is not None}
+        settings = {key: value for key, value in settings_of(asked).items() if value is not None}
         seconds = figures.get(f"seconds_{name}")
         attacks[name] = {"class": asked.get("class_path", ""), **settings, **threat, "seconds": seconds}
     kept = {key: notes[key] for key in ("class_names", "hardware", "versions", "cost") if notes.get(key)}
@@ -175,7 +194,7 @@ def _with_distinct_data(runs: list[Run]) -> list[Run]:
             sets.setdefault(tested.data, {}).setdefault(tested.identity, tested)
     named = {}
     for data, tests in sets.items():
-        asked = [(test.table.meta["config"].get("data") or {}).get("init_args") or {} for test in tests.values()]
+        asked = [settings_of(test.table.meta["config"].get("data")) for test in tests.values()]
         settings = [{key: value for key, value in one.items() if key not in _INCIDENTAL} for one in asked]
         differ = [key for key in settings[0] if len({str(one.get(key)) for one in settings}) > 1]
         for number, (identity, test) in enumerate(tests.items()):

@@ -35,16 +35,17 @@ def as_page(runs: Sequence[Run], title: str = "Robustness report", baselines: Ma
     if not runs:
         raise ValueError("there is nothing to report: name at least one run, such as runs/quickstart")
     environment = _environment()
+    scripts = [_plotly(), (files(__package__) / "templates" / "page.js").read_text(encoding="utf-8")]
     sections = anchored(_sections(runs, baselines or {}))
     # The browser runs these two scripts, known by their sums, and no other, whatever a name or a config may hold.
-    scripts = [_plotly(), (files(__package__) / "templates" / "page.js").read_text(encoding="utf-8")]
+    sums = [base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in scripts]
     return environment.get_template("page.html.j2").render(
         title=title,
         runs=runs,
         sections=sections,
         style=(files(__package__) / "templates" / "style.css").read_text(encoding="utf-8"),
         scripts=scripts,
-        sums=[base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() for script in scripts],
+        sums=sums,
     )
 
 

@@ -138,22 +138,34 @@ class Run:
     @property
     def trained_on(self) -> str:
         """Data set of the training, in words; of the first evaluation where nothing was trained."""
-        return name_of_data(self.config.get("data") or {}) or (self.tests[0].data if self.tests else "")
+        return name_of_data(self.config.get("data")) or (self.tests[0].data if self.tests else "")
 
     @property
     def method(self) -> str:
         """Class of the method, and what it learns in."""
-        model = self.config.get("model") or {}
-        net = (model.get("init_args") or {}).get("net") or {}
+        model = as_map(self.config.get("model"))
+        net = as_map(settings_of(model).get("net"))
         return " · ".join(short(part.get("class_path")) for part in (model, net) if part.get("class_path"))
 
 
-def name_of_data(config: Mapping[str, Any]) -> str:
-    """Name of the data set, also where another data module wraps it."""
-    inner = (config.get("init_args") or {}).get("data")
-    if isinstance(inner, Mapping):
-        return name_of_data(inner)
-    return short(config.get("class_path")).removesuffix("DataModule")
+def name_of_data(config: Any) -> str:
+    """Name of the data set, also where another data module wraps it; empty where the config says nothing."""
+    inner = settings_of(config).get("data")
+    return (
+        name_of_data(inner)
+        if isinstance(inner, Mapping)
+        else short(as_map(config).get("class_path")).removesuffix("DataModule")
+    )
+
+
+def settings_of(config: Any) -> Mapping[str, Any]:
+    """Arguments of what a config describes."""
+    return as_map(as_map(config).get("init_args"))
+
+
+def as_map(value: Any) -> Mapping[str, Any]:
+    """The value, or nothing where it is no map."""
+    return value if isinstance(value, Mapping) else {}
 
 
 def short(class_path: Any) -> str:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ...metrics.effective_robustness import SHIFTS, Baseline, ShiftRow, standard_baseline
 from .accuracy import name_cell, with_best
-from .blocks import EMPTY, Cell, Grid, Section, Text, per_cent
+from .blocks import Cell, Grid, Section, Text, per_cent
 from .contenders import Contender, contenders, data_sets
-from .run import Run, Tested, name_of_data
+from .run import Run, Tested, name_of_data, settings_of
 
 _SUBSET, _WHOLE = "ImageNetSubset", "ImageNet"
 _KNOWN = {shift.replace("_", ""): shift for shift in SHIFTS}
@@ -28,10 +29,9 @@ def shift_sections(runs: Sequence[Run], baselines: Mapping[str, Baseline] | None
         return []
     lines = []
     for row, found in rows:
-        known = found.expected is not None
-        shares = (found.acc_id, found.acc_ood, found.drop, found.expected if known else None, found.effective)
-        cells = [EMPTY if share is None or share != share else per_cent(share) for share in shares]
-        lines.append([name_cell(row), Cell(found.shift), *cells])
+        drop = None if math.isnan(found.acc_id) else found.drop
+        shares = (found.acc_id, found.acc_ood, drop, found.expected, found.effective)
+        lines.append([name_cell(row), Cell(found.shift), *map(per_cent, shares)])
     headings = ["network", "data set", "without shift", "with shift", "drop", "expected", "effective robustness"]
     blocks: list[Any] = [Grid("Natural shifts, accuracies in %", headings, with_best(lines, [6]))]
     if any(found.expected is not None for _, found in rows):
@@ -41,7 +41,7 @@ def shift_sections(runs: Sequence[Run], baselines: Mapping[str, Baseline] | None
                 "logits (arXiv 2007.00644). Effective robustness is what a network has above it."
             )
         )
-    if any(found.acc_id != found.acc_id for _, found in rows):
+    if any(math.isnan(found.acc_id) for _, found in rows):
         blocks.append(
             Text(
                 "No accuracy without the shift: it has to be measured on the same classes, with ImageNetSubsetDataModule and "
@@ -63,7 +63,7 @@ def shift_rows_of(row: Contender, names: Sequence[str], baselines: Mapping[str, 
         shift = _KNOWN.get(kind.lower())
         acc_id = _without(row, SHIFTS.get(shift or "", ""), home)
         baseline = baselines.get(name) or (standard_baseline(shift) if shift else None)
-        expected = None if baseline is None or acc_id != acc_id else baseline.expected(acc_id)
+        expected = None if baseline is None or math.isnan(acc_id) else baseline.expected(acc_id)
         found.append(ShiftRow(name, acc_id, _clean(tests[0]), expected))
     return found
 
@@ -71,16 +71,16 @@ def shift_rows_of(row: Contender, names: Sequence[str], baselines: Mapping[str, 
 def _without(row: Contender, base: str, home: str) -> float:
     """Accuracy without the shift: on the data of the training, or for ImageNet's on ImageNet, all of it or the same classes."""
     for test in row.tests:
-        asked = (test.table.meta.get("config", {}).get("data") or {}).get("init_args") or {}
+        asked = settings_of(test.table.meta.get("config", {}).get("data"))
         part = f"imagenet_on_{str(asked.get('classes')).removeprefix('imagenet_')}"
         fits = {"": test.data == home, "imagenet": _kind(test) == _WHOLE}.get(base, _kind(test) == _SUBSET and part == base)
         if fits:
             return _clean(test)
-    return float("nan")
+    return math.nan
 
 
 def _kind(test: Tested) -> str:
-    return name_of_data(test.table.meta.get("config", {}).get("data") or {}) or test.data
+    return name_of_data(test.table.meta.get("config", {}).get("data")) or test.data
 
 
 def _clean(test: Tested) -> float:
