@@ -14,12 +14,21 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from lightning.pytorch import LightningDataModule, LightningModule, Trainer, seed_everything
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer, seed_everything
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import robust_pl
-from robust_pl.callbacks import GMVFool, GridViews, NaturalViews, RandomViews, ViewDistribution, ViewFool, ViewpointAttack
+from robust_pl.callbacks import (
+    GMVFool,
+    GridViews,
+    NaturalViews,
+    RandomViews,
+    ViewDistribution,
+    ViewFool,
+    ViewpointAttack,
+    ViewSphere,
+)
 from robust_pl.callbacks.viewpoints import problem as problem_module
 from robust_pl.callbacks.viewpoints.draws import ObjectDraws
 from robust_pl.callbacks.viewpoints.evolution import Evolution, Mixtures
@@ -372,7 +381,7 @@ class TinyScenes(LightningDataModule):
     val_dataloader = test_dataloader = train_dataloader
 
 
-def trainer_with(root: Path, *callbacks: ViewpointAttack, **more: Any) -> Trainer:
+def trainer_with(root: Path, *callbacks: Callback, **more: Any) -> Trainer:
     seed_everything(0, verbose=False)
     quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False}
     return Trainer(default_root_dir=root, accelerator="cpu", callbacks=list(callbacks), **quiet, **more)
@@ -511,7 +520,7 @@ def test_bad_calls() -> None:
 def test_two_processes_find_what_one_finds(tmp_path: Path) -> None:
     """With three objects in chunks of one, so that one process has more of them."""
     attack = GMVFool(2, popsize=9, iterations=4, eval_samples=5, chunk=1)
-    trainer = trainer_with(tmp_path / "one", attack)
+    trainer = trainer_with(tmp_path / "one", attack, ViewSphere(6, 5))
     trainer.test(Fixed(), TinyScenes(), verbose=False)
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "-m", "tests.view_processes"]
     root = Path(__file__).resolve().parent.parent
@@ -520,6 +529,9 @@ def test_two_processes_find_what_one_finds(tmp_path: Path) -> None:
     figures = json.loads(next(line for line in done.stdout.splitlines() if line.startswith("RESULT ")).removeprefix("RESULT "))
     same = {key: value.item() for key, value in trainer.callback_metrics.items() if "renders_per_second" not in key}
     assert {key: figures[key] for key in same} == pytest.approx(same)
+    assert {"test/view_mean", "test/view_worst_bin"} <= same.keys() and same["test/view_mean"] > 0
+    maps = [(tmp_path / name / "images" / "view_sphere.csv").read_text() for name in ("one", "two")]
+    assert maps[0] == maps[1] and len(maps[0].splitlines()) == 31
     one, two = (tmp_path / name / "viewpoints" / "test_gmvfool" for name in ("one", "two"))
     assert (one / "views.csv").read_bytes() == (two / "views.csv").read_bytes()
     images = ViewImages(two)
