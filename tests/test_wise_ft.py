@@ -183,6 +183,8 @@ def test_a_zero_shot_classifier_with_a_head_of_its_own(tmp_path: Path) -> None:
     before = {name: t.clone() for name, t in zero_shot.state_dict().items()}
     zero_shot.eval()
     assert torch.allclose(zero_shot(x), pair().eval()(x), atol=1e-5)
+    (tmp_path / "names.txt").write_text("nine\n\neight\n")
+    assert torch.allclose(ZeroShotClassifier(pair(), str(tmp_path / "names.txt")).eval()(x), zero_shot(x)[:, [9, 8]], atol=1e-5)
     tuned = StandardTraining(zero_shot, optimizer=lambda p: torch.optim.SGD(p, lr=0.01))
     data = {"max_epochs": 1, "limit_train_batches": 3, "limit_val_batches": 0}
     Trainer(**data, **QUIET).fit(tuned, DigitsDataModule(batch_size=32))
@@ -265,6 +267,7 @@ W = torch.zeros(2)
         (lambda: WeightInterpolation("x", [-0.1]), ValueError, r"alphas=\[-0.1\]"),
         (lambda: ZeroShotClassifier(SmallCNN()), TypeError, "pair is a SmallCNN"),
         (lambda: ZeroShotClassifier(ImageTextPair(TinyClip())), ValueError, "set class_names"),
+        (lambda: ZeroShotClassifier(pair(), "nowhere.txt"), FileNotFoundError, "class_names='nowhere.txt' is no file"),
     ],
 )
 def test_bad_arguments(build: Callable[[], object], error: type[Exception], message: str) -> None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from .clip_pair import ImageTextPair
+from .reference import places
 from .trained import TrainedNet
 
 
@@ -21,18 +22,22 @@ class ZeroShotClassifier(nn.Module):
 
     Args:
         pair: a zero-shot classifier, or a :class:`TrainedNet` that holds one; changed in place.
-        class_names: of the K classes; None takes the pair's own.
+        class_names: of the K classes; or a text file of them, one a line in the order of the labels, as it is or under
+            ``ROBUST_PL_DATA``; None takes the pair's own.
 
     Raises:
+        FileNotFoundError: if there is no such file.
         TypeError: if it is no pair.
         ValueError: if no class has a name.
     """
 
-    def __init__(self, pair: nn.Module, class_names: Sequence[str] | None = None) -> None:
+    def __init__(self, pair: nn.Module, class_names: list[str] | str | None = None) -> None:
         super().__init__()
         pair = pair.net if isinstance(pair, TrainedNet) else pair
         if not isinstance(pair, ImageTextPair):
             raise TypeError(f"pair is a {type(pair).__name__}: give an ImageTextPair, or a TrainedNet that holds one")
+        if isinstance(class_names, str):
+            class_names = [line.strip() for line in _file(class_names).read_text().splitlines() if line.strip()]
         if class_names is not None:
             pair.class_names = list(class_names)
         pair.freeze_text()
@@ -51,3 +56,12 @@ class ZeroShotClassifier(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Logits (B, K) of pixels (B, 3, H, W) in [0, 1]."""
         return self.head(self.forward_features(x))
+
+
+def _file(name: str) -> Path:
+    found = next((place for place in places(name) if place.is_file()), None)
+    if found is None:
+        raise FileNotFoundError(
+            f"class_names={name!r} is no file, here or under ROBUST_PL_DATA: write one name a line, or give a list of names"
+        )
+    return found

@@ -1,0 +1,1 @@
+"""Recipes on ImageNet, most of them those of EasyRobust."""
