@@ -11,6 +11,7 @@ from torch import Tensor
 
 from robust_pl.functional.harmonics import harmonics
 from robust_pl.scenes import RadianceField, Renderer, ViewSpace
+from robust_pl.scenes import field as field_module
 from robust_pl.scenes.field import OPACITY
 from robust_pl.scenes.renderer import pixel_rays
 
@@ -134,6 +135,17 @@ def test_poses_do_not_depend_on_each_other_and_repeat_bit_for_bit(ball: Radiance
     torch.testing.assert_close(views.alpha, torch.cat([view.alpha for view in alone]), atol=1e-5, rtol=0)
     assert views.rgb.min() >= 0 and (views.rgb <= views.alpha + 1e-6).all() and views.alpha.max() <= 1
     assert isinstance(ball, Renderer)
+
+
+def test_a_call_holds_few_rays_however_many_poses(ball: RadianceField, monkeypatch: pytest.MonkeyPatch) -> None:
+    pose, held, forward = poses(7), [], RadianceField.forward
+    whole = ball.render(pose)
+    monkeypatch.setattr(field_module, "RAYS", 2 * ball.image_size[0] * ball.image_size[1] + 5)
+    monkeypatch.setattr(RadianceField, "forward", lambda self, *rays: held.append(len(rays[0])) or forward(self, *rays))
+    parts = ball.render(pose)
+    torch.testing.assert_close(parts.rgb, whole.rgb, atol=1e-5, rtol=0)
+    assert max(held) == 2 * ball.image_size[0] * ball.image_size[1] and len(held) == 4
+    assert ball.render(pose[:0]).rgb.shape == (0, 3, *ball.image_size)
 
 
 def test_gradients_of_poses_and_grid_against_finite_differences() -> None:

@@ -16,6 +16,8 @@ from .renderer import Views, focal_length, pixel_rays
 
 SAMPLES = 1 << 17
 """About how many samples a CPU holds at a time: few enough for its caches."""
+RAYS = 1 << 18
+"""About how many rays a CPU holds at a time, of some 100 bytes."""
 OPACITY = 100.0
 """Optical depth of the box's diagonal where softplus of the raw density is 1: opaque within a few cells."""
 START = -4.0
@@ -168,11 +170,17 @@ class RadianceField(nn.Module):
         """
         if pose.dim() != 3 or pose.shape[1:] != (4, 4):
             raise ValueError(f"pose has the shape {tuple(pose.shape)}: give (N, 4, 4)")
-        origin, direction = pixel_rays(pose.to(self.density), self.image_size, self.fov_x)
+        height, width = self.image_size
+        rays = RAYS if self.density.device.type == "cpu" else 32 * RAYS
+        parts = [self._look(some) for some in pose.to(self.density).split(max(1, rays // (height * width)))]
+        return Views(*(torch.cat(part).to(pose.device) for part in zip(*parts, strict=True)))
+
+    def _look(self, pose: Tensor) -> Views:
+        origin, direction = pixel_rays(pose, self.image_size, self.fov_x)
         rays = direction.flatten(1, 2)
         seen = self(origin.unsqueeze(1).expand_as(rays).flatten(0, 1), rays.flatten(0, 1))
-        seen = seen.to(pose.device).view(4, len(pose), *self.image_size).transpose(0, 1)
-        return Views(seen[:, :3].contiguous(), seen[:, 3:].contiguous())
+        seen = seen.view(4, len(pose), *self.image_size).transpose(0, 1)
+        return Views(seen[:, :3], seen[:, 3:])
 
     def forward(self, origin: Tensor, direction: Tensor, shift: Tensor | None = None) -> Tensor:
         """What rays see: rgb times alpha, and alpha, in [0, 1], (4, R).
