@@ -73,6 +73,7 @@ from robust_pl.methods import (
     StandardTraining,
     SubspaceAT,
     UniformSoup,
+    WiSEFT,
     ZeroGrad,
 )
 from robust_pl.nets import (
@@ -317,6 +318,9 @@ METHODS: dict[str, Case] = {
     "AugMax": Case(lambda optimizer, _: AugMax(DualNet(net()), steps=2, optimizer=optimizer)),
     "DAT": Case(lambda optimizer, _: DAT(net(), PatchCodebook(patch=4, codes=8, images=50), optimizer=optimizer)),
     "UniformSoup": Case(lambda _, folder: UniformSoup(net(), str(folder / "base"), batches=1), ASSEMBLED, True, trains=False),
+    "WiSEFT": Case(
+        lambda _, folder: WiSEFT(net(), str(folder / "base"), alphas=[0.0, 1.0], batches=1), ASSEMBLED, True, trains=False
+    ),
     "GreedySoup": Case(lambda _, folder: GreedySoup(net(), str(folder / "base"), batches=1), ASSEMBLED, True, trains=False),
     "RobustWeightSignature": Case(
         lambda _, folder: RobustWeightSignature(
