@@ -162,7 +162,8 @@ def test_monitor_changes_nothing_and_resumes(tmp_path: Path) -> None:
     late.look(trainer, watched)
     assert late.history[0]["counts"]["test"] == {name: c.double().mean().item() for name, c in by_hand.items()}
     record = Record.read(tmp_path / "watched" / "analysis" / "fit" / "localcomplexity.json")
-    assert record.lines[0].x == [0, 1, 2, 3, 6] and list(record.lines[0].lines) == ["train", "test", "random"]
+    assert record.lines[0].x == [1, 2, 3, 6] and list(record.lines[0].lines) == ["train", "test", "random"]
+    assert record.figures["train_first"] == sum(monitor.history[0]["counts"]["train"].values()) / 768
     assert record.lines[0].lines["train"][-1] == pytest.approx(record.figures["train_last"])
 
     trainer, _ = fit(tmp_path / "first", 1, first := small())

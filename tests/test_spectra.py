@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import math
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -25,6 +28,9 @@ from robust_pl.functional.spectra import (
     window_share,
 )
 from robust_pl.nets import SmallCNN
+from robust_pl.report import Record
+
+from .conftest import CONFIGS
 
 
 def images(n: int = 6, channels: int = 3, side: int = 16, seed: int = 0) -> Tensor:
@@ -248,3 +254,46 @@ def test_bad_arguments(make: Any, message: str) -> None:
 def test_images_and_layers_that_do_not_fit(analysis: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         analysis(SmallCNN(width=4), batches(images(2, 1, 8), torch.tensor([0, 1]), [2]))
+
+
+@pytest.mark.slow
+def test_command_line_with_all_of_them(robust_pl: Callable[..., None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("more.yaml").write_text(
+        """
+data:
+  init_args: {eval_batch_size: 120}
+attacks:
+  fgsm: {class_path: FGSM, init_args: {eps: 0.2}}
+trainer:
+  callbacks+:
+    - class_path: FrequencyFilter
+      init_args: {attack: {class_path: PGD, init_args: {eps: 0.2, steps: 2}}, sizes: [8, 4]}
+    - class_path: PerturbationSpectrum
+      init_args: {attack: {class_path: PGD, init_args: {eps: 0.2, steps: 2}}, layers: [layers.3], name: spectrum}
+    - class_path: FourierHeatMap
+      init_args: {size: null, norm: 1.0, samples: 200}
+    - class_path: CriticalBandMasking
+      init_args: {criterion: 0.6}
+"""
+    )
+    shipped = CONFIGS / "analysis" / "local_complexity.yaml"
+    quick = ["--trainer.max_epochs", "3", "--trainer.enable_progress_bar", "false", "--trainer.logger", "false"]
+    robust_pl("fit", "-c", CONFIGS / "digits" / "standard.yaml", "-c", shipped, *quick)
+    run = tmp_path / "runs" / "standard"
+    complexity = Record.read(run / "analysis" / "fit" / "localcomplexity.json")
+    assert complexity.lines[0].x[:3] == [1, 2, 3] and 0 < complexity.figures["test_last"] < 0.5
+    best = run / "checkpoints" / "best.ckpt"
+    robust_pl("test", "-c", run / "config.yaml", "-c", "more.yaml", "--ckpt_path", best, *quick[2:])
+    (folder,) = (run / "analysis").glob("test*")
+    names = {"frequencyfilter", "spectrum", "fourierheatmap", "criticalbandmasking"}
+    assert {path.stem for path in folder.glob("*.json")} == names == {path.stem for path in folder.glob("*.png")}
+    figures = {name: Record.read(folder / f"{name}.json").figures for name in names}
+    accuracy = json.loads(next(run.glob("test*/figures.json")).read_text())["acc_clean"]
+    filters = figures["frequencyfilter"]
+    assert filters["whole"] == filters["low_8"] == figures["criticalbandmasking"]["original"] == pytest.approx(accuracy)
+    assert filters["low_4"] < accuracy and figures["fourierheatmap"]["mean"] > figures["fourierheatmap"]["clean"]
+    assert figures["spectrum"]["adv"] == filters["whole_adv"] and 0 < figures["spectrum"]["features_layers.3_low"] < 1
+    with pytest.raises(SystemExit) as stop:
+        robust_pl("test", "-c", run / "config.yaml", "-c", CONFIGS / "analysis" / "frequencies.yaml", "--ckpt_path", best)
+    assert stop.value.code == 2

@@ -162,18 +162,21 @@ class LocalComplexity(Callback):
 
     def record(self) -> Record:
         """The curves so far."""
-        steps = [entry["step"] for entry in self.history]
-        sets = list(self.history[0]["counts"]) if self.history else []
-        shares = {key: [self.share(entry["counts"][key]) for entry in self.history] for key in sets}
+        # Step 0 has no place on a logarithmic axis.
+        shown = [entry for entry in self.history if entry["step"]] or self.history
+        sets, steps = list(shown[0]["counts"]) if shown else [], [entry["step"] for entry in shown]
+        shares = {key: [self.share(entry["counts"][key]) for entry in shown] for key in sets}
         curves = [Lines("Share of units that are crossed", "step", "share", steps, shares, log_x=True)]
         if "train" in sets and len(self.units) > 1:
-            layers = {
-                name: [entry["counts"]["train"][name] / units for entry in self.history] for name, units in self.units.items()
-            }
+            layers = {name: [entry["counts"]["train"][name] / units for entry in shown] for name, units in self.units.items()}
             curves.append(Lines("The same around training samples, by layer", "step", "share", steps, layers, log_x=True))
-        figures = {f"{key}_last": values[-1] for key, values in shares.items()}
+        figures = {f"{key}_first": self.share(of) for key, of in self.history[0]["counts"].items()} if shown else {}
+        figures |= {f"{key}_last": values[-1] for key, values in shares.items()}
         about = {"samples": self.samples, "vertices": self.vertices, "radius": self.radius, "units": sum(self.units.values())}
-        notes = ["Step 0, before training, is not on a logarithmic axis."] if steps[:1] == [0] else []
+        notes = [
+            "Before the first step biases are 0, so that units which see nothing but black stand on their hyperplane and count "
+            "as crossed; the curves begin at step 1."
+        ]
         return Record("LocalComplexity", self.name, "Local complexity", figures, lines=curves, about=about, notes=notes)
 
     def _refuse(self, model: nn.Module) -> None:
