@@ -9,12 +9,13 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+import yaml
 from lightning.pytorch import Trainer
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from robust_pl.callbacks import FGSM, PGD
-from robust_pl.data import PRIME, APRPair, Augmentation, AugMixChains, CutMix, DigitsDataModule
+from robust_pl.data import PRIME, APRPair, Augmentation, AugMixChains, CutMix, DigitsDataModule, SmoothColor
 from robust_pl.data.hashing import VERSIONS, hash_keys
 from robust_pl.functional.output_distances import jensen_shannon
 from robust_pl.functional.recombination import recombined
@@ -201,3 +202,40 @@ def test_defaults_are_the_papers():
     assert method.weight == 12 and method.attack is None and method.versions == 2
     assert isinstance(method.augmentation, AugMixChains) and method.augmentation.operations[0].severity == 3
     assert APR(SmallCNN()).augmentation.probability == 0.6
+
+
+# On the command line -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_augmix_of_prime_with_an_attack_in_yaml(robust_pl, tiny: Path) -> None:
+    """Beside what the data augment; the checkpoint knows how to build all of it again."""
+    config = yaml.safe_load(tiny.read_text())
+    config["model"]["class_path"] = "AugMix"
+    prime = {"class_path": "PRIME", "init_args": {"operations": [{"class_path": "SmoothColor", "init_args": {"cutoff": 5}}]}}
+    config["model"]["init_args"] |= {"augmentation": prime, "attack": {"class_path": "FGSM", "init_args": {"eps": 0.1}}}
+    config["data"]["init_args"]["augment"] = [{"class_path": "AsUsual"}, {"class_path": "APRSingle"}]
+    tiny.write_text(yaml.safe_dump(config))
+    robust_pl("fit", "-c", tiny, "--trainer.max_epochs", 1)
+    last = "runs/tiny/checkpoints/last.ckpt"
+    (colour,) = AugMix.load_from_checkpoint(last).augmentation.operations
+    assert type(colour) is SmoothColor and colour.cutoff == 5
+    robust_pl("test", "--ckpt_path", last)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("augment", "message"),
+    [
+        ({"class_path": "AugMixChains", "init_args": {"severity": 30}}, "severity=30"),
+        ({"class_path": "PRIME", "init_args": {"operations": [{"class_path": "CutMix"}]}}, "CutMix mixes labels"),
+    ],
+)
+def test_wrong_arguments_in_yaml_are_one_sentence(robust_pl, tiny: Path, capsys, augment, message) -> None:
+    config = yaml.safe_load(tiny.read_text())
+    config["data"]["init_args"]["augment"] = [augment]
+    tiny.write_text(yaml.safe_dump(config))
+    with pytest.raises(SystemExit) as stop:
+        robust_pl("fit", "-c", tiny)
+    said = capsys.readouterr().err
+    assert stop.value.code == 2 and message in said and "Traceback" not in said
