@@ -126,6 +126,20 @@ def test_a_shift_that_loses_the_object_is_refused() -> None:
     ViewSpace(x=(-4.5, 0), normalize_radius=1.5).check_in_picture(1.0, 90.0, size)
 
 
+def test_a_space_around_cameras() -> None:
+    view = torch.tensor([[5.0, theta, phi, r, 0, 0] for theta, phi, r in ((170, 60, 3), (-170, 70, 4), (150, 80, 5))])
+    view[:, 0] = 0
+    space = ViewSpace.around(camera_to_world(view), margin=5.0)
+    assert space.active == ("theta", "phi", "r") and space.fixed == {"gamma": 0.0, "x": 0.0, "y": 0.0}
+    assert space.ranges["theta"] == pytest.approx((145, 195), abs=1e-3)  # across 180, not the long way round
+    assert space.ranges["phi"] == pytest.approx((55, 85), abs=1e-3) and space.ranges["r"] == pytest.approx((2.997, 5.005))
+    same = space.to_matrix(torch.tensor([0.0, 190, 70, 4, 0, 0]))
+    torch.testing.assert_close(same, camera_to_world(view)[1], atol=1e-5, rtol=0)
+    circle = camera_to_world(torch.tensor([[0.0, theta, 60, 4, 0, 0] for theta in range(-180, 180, 20)]))
+    whole = ViewSpace.around(circle, margin=10.0)
+    assert whole.ranges["theta"] == pytest.approx((-180, 180)) and whole.ranges["phi"] == pytest.approx((50, 70), abs=1e-3)
+
+
 def test_the_distance_that_published_code_cancels() -> None:
     space = ViewSpace(normalize_radius=1.5)
     view = torch.tensor([[0.0, 0, 70, r, 0, 0] for r in (3, 4, 5)] + [[20, 30, 40, 3, 0.5, -0.5]], dtype=torch.float64)

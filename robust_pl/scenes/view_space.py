@@ -9,7 +9,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from ..functional.viewpoints import camera_to_world, cancelled_distance, log_tanh_slope
+from ..functional.viewpoints import azimuth_and_elevation, camera_to_world, cancelled_distance, log_tanh_slope
 
 Parameter = Literal["gamma", "theta", "phi", "r", "x", "y"]
 NAMES: tuple[str, ...] = get_args(Parameter)
@@ -81,6 +81,32 @@ class ViewSpace:
         self._columns = [NAMES.index(name) for name in self.active]
         bounds = torch.tensor([self.ranges[name] for name in self.active], dtype=torch.float64)
         self._half, self._middle = (bounds[:, 1] - bounds[:, 0]) / 2, bounds.mean(1)
+
+    @classmethod
+    def around(cls, pose: Tensor, margin: float = 10.0) -> ViewSpace:
+        """Upright views from where cameras stand that look at the origin: what a field fitted to their photos can show.
+
+        Elsewhere a field holds what no photo has seen, and an attack would find that instead of a weakness of the network.
+        ``theta`` fills the smallest arc that holds all cameras, ``phi`` and ``r`` their ranges; tilt and shift stay at 0.
+
+        Args:
+            pose: camera-to-world (N, 4, 4), such as ``PosedPhotosDataModule.poses``.
+            margin: degrees beyond the outermost cameras.
+        """
+        azimuth, elevation = azimuth_and_elevation(pose.double())
+        theta, phi, away = (azimuth + 90).sort().values, 90 - elevation, pose[:, :3, 3].double().norm(dim=1)
+        gap, place = torch.cat([theta[1:] - theta[:-1], theta[:1] + 360 - theta[-1:]]).max(0)
+        arc = 360 - float(gap) + 2 * margin
+        first = (float(theta[(int(place) + 1) % len(theta)]) - margin + 180) % 360 - 180
+        if arc > 360 - 1e-3:
+            first, arc = -180.0, 360.0
+        return cls(
+            theta=(first, first + arc),
+            phi=(max(0.0, float(phi.min()) - margin), min(180.0, float(phi.max()) + margin)),
+            r=(float(away.min()) * 0.999, float(away.max()) * 1.001),
+            active=["theta", "phi", "r"],
+            fixed={"gamma": 0.0, "x": 0.0, "y": 0.0},
+        )
 
     @property
     def dim(self) -> int:
