@@ -54,9 +54,12 @@ class RayLoader:
     def __init__(
         self, photos: list[Rays], batch_size: int, length: int, seed: int, step: Callable[[], int] | None = None
     ) -> None:
-        self.origin, self.direction, self.rgb, self.alpha = (
-            torch.cat([getattr(photo, name) for photo in photos]) for name in ("origin", "direction", "rgb", "alpha")
+        self.direction, self.rgb, self.alpha = (
+            torch.cat([getattr(photo, name) for photo in photos]) for name in ("direction", "rgb", "alpha")
         )
+        # One a photo, not one a ray.
+        self.origin = torch.stack([photo.origin[0] for photo in photos])
+        self._end = torch.tensor([len(photo.alpha) for photo in photos]).cumsum(0)
         self.batch_size, self.length, self.seed, self.step = batch_size, length, seed, step
 
     def __len__(self) -> int:
@@ -70,7 +73,8 @@ class RayLoader:
         """That of a step; drawn with replacement."""
         key = hash_keys(self.seed, ORDER, step)
         index = integers(hash_keys(key, torch.arange(self.batch_size)), 0, len(self.alpha))
-        values = (self.origin[index], self.direction[index], self.rgb[index], self.alpha[index])
+        photo = torch.searchsorted(self._end, index, right=True)
+        values = (self.origin[photo], self.direction[index], self.rgb[index], self.alpha[index])
         return Rays(*values, int(key), (self.batch_size, 1))
 
     def state_dict(self) -> dict[str, int]:
@@ -99,7 +103,8 @@ class PosedPhotosDataModule(LightningDataModule):
 
     Training batches are random rays of all photos but every n-th, validation and test batches the whole photos held out, one
     each. Lens distortion is undone, alpha is kept. The world is moved so that cameras see what :class:`ViewSpace` expects: an
-    object at the origin, z up. See :class:`Rays` for what a batch holds. One process.
+    object at the origin, z up. See :class:`Rays` for what a batch holds. One process. All photos are in
+    memory, in about 60 bytes a pixel that is left: ``downscale`` those of a camera.
 
     Args:
         folder: of the scene, in ``data_dir``: with ``transforms.json`` or ``transforms_train.json``; or with ``sparse/0`` of
