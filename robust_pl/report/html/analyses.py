@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +14,7 @@ from .plots_html import color, curves, heat
 from .run import Analysed, Run
 
 _FEW = 8
-"""Up to so many figures are columns, and runs rows; more of them are rows."""
+"""Up to so many figures are columns, and runs rows; more of them are rows, and folded."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,8 @@ def _section(entries: Sequence[Entry]) -> list[Any]:
     differ = _differing([_flat(entry.found.record.about) for entry in entries])
     if differ:
         blocks.append(Text(f"Settings differ between runs: {', '.join(differ)}.", "warning"))
-    blocks += _figures(entries)
+    figures = _figures(entries)
+    blocks += [block for block in figures if block.kind == "grid"]
     drawn = [*_lines(entries), *_maps(entries)]
     pictures = [
         Picture(f"{title} – {entry.label}", f"{title}, of {entry.label}", png)  # noqa: RUF001
@@ -54,7 +56,7 @@ def _section(entries: Sequence[Entry]) -> list[Any]:
         for title, png in entry.found.pictures.items()
     ]
     blocks += [Row(part) for part in (drawn, pictures) if part]
-    blocks += _sheets(entries)
+    blocks += [*_sheets(entries), *(block for block in figures if block.kind == "fold")]
     notes = dict.fromkeys(note for entry in entries for note in entry.found.record.notes)
     blocks += [Text(note) for note in notes]
     blocks.append(Fold("Measured with", [_about(entries, differ)]))
@@ -70,7 +72,7 @@ def _figures(entries: Sequence[Entry]) -> list[Any]:
         lines = [[_name(e), *(number(e.found.record.figures.get(name)) for name in names)] for e in entries]
         return [Grid(title, ["run", *names], lines)]
     lines = [[Cell(name), *(number(e.found.record.figures.get(name)) for e in entries)] for name in names]
-    return [Grid(title, ["figure", *(e.label for e in entries)], lines)]
+    return [Fold(f"All {len(names)} figures", [Grid(title, ["figure", *(e.label for e in entries)], lines)])]
 
 
 def _lines(entries: Sequence[Entry]) -> Iterator[Any]:
@@ -99,7 +101,9 @@ def _maps(entries: Sequence[Entry]) -> Iterator[Any]:
     """Heat maps of one title beside each other, with the same colours for the same values."""
     for title, found in _titled(entries, "maps"):
         values = [value for _, part in found for row in part.values for value in row if value is not None]
-        limits = (0.0, 1.0) if all(part.share for _, part in found) else (min(values), max(values)) if values else None
+        limits = (min(values), max(values)) if values else None
+        if limits is not None and all(part.share for _, part in found):
+            limits = (0.0, min(1.0, math.ceil(5 * limits[1]) / 5))  # up to the next 20 %
         for entry, part in found:
             said = title if len(entries) == 1 else f"{title} – {entry.label}"  # noqa: RUF001
             yield heat(said, part.x_label, part.y_label, part.x, part.y, part.values, part.value_label, limits, part.share)

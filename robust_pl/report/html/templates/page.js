@@ -43,6 +43,24 @@
       dragmode: false,
     };
   };
+  // Names too long for the legend lose their middle there, and are whole where the mouse points; a longer legend needs room.
+  const letters = (text) => text.replaceAll("&lt;", "<").replaceAll("&gt;", ">").replaceAll("&amp;", "&");
+  const markup = (text) => text.replaceAll("&", "&amp;").replaceAll("<", "&lt;").replaceAll(">", "&gt;");
+  const LETTER = 6.8, MARK = 64, LINE = 19;
+  const fitted = (data, layout, width) => {
+    const most = Math.max(12, Math.floor((width - MARK) / LETTER));
+    let longest = 0;
+    for (const trace of data.filter((one) => one.name)) {
+      const name = letters(trace.name), half = Math.floor(most / 2);
+      trace.meta = trace.name;
+      trace.hovertemplate = trace.hovertemplate.replace("fullData.name", "meta");
+      if (name.length > most) trace.name = markup(`${name.slice(0, half - 1)}…${name.slice(1 - half)}`);
+      longest = Math.max(longest, Math.min(name.length, most));
+    }
+    const shown = layout.showlegend === false || data.length < 2 ? 1 : data.length;
+    const lines = Math.ceil(shown / Math.max(1, Math.floor(width / (MARK + LETTER * longest))));
+    layout.height += LINE * (lines - 1);
+  };
   const options = { responsive: true, displaylogo: false, displayModeBar: "hover", modeBarButtons: [["toImage"]], scrollZoom: false };
   const plots = [...document.querySelectorAll(".plot")];
   const hidden = (plot) => plot.closest("details:not([open])");
@@ -51,7 +69,8 @@
     if (place.dataset.drawn) return;
     place.dataset.drawn = "yes";
     const { data, layout } = JSON.parse(plot.querySelector("script").textContent);
-    const { ink, soft } = look();
+    const { soft } = look();
+    fitted(data, layout, place.clientWidth);
     for (const trace of data) {
       if (trace.error_y) trace.error_y.color = soft;
       if (trace.colorbar) Object.assign(trace.colorbar, { tickfont: { color: soft }, title: { ...trace.colorbar.title, font: { color: soft } }, outlinewidth: 0 });
@@ -70,10 +89,7 @@
     fold.addEventListener("toggle", () => fold.open && plots.filter((plot) => fold.contains(plot) && !hidden(plot)).forEach(draw));
   }
   const redress = () => {
-    for (const place of document.querySelectorAll(".drawing[data-drawn]")) {
-      const { layout } = JSON.parse(place.parentElement.querySelector("script").textContent);
-      Plotly.relayout(place, dressed(layout));
-    }
+    for (const place of document.querySelectorAll(".drawing[data-drawn]")) Plotly.relayout(place, dressed(place.layout));
   };
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", redress);
 
