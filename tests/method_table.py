@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from robust_pl.callbacks import FGSM, PGD, NoisyFGSM, UnanimousFGSM, ZeroedFGSM
+from robust_pl.data import PixelAdaIN
 from robust_pl.functional.criticality import Criticality
 from robust_pl.methods import (
     AAER,
@@ -70,6 +71,7 @@ from robust_pl.methods import (
     PubDef,
     RiFT,
     RobustWeightSignature,
+    ShapeTexture,
     StandardTraining,
     SubspaceAT,
     UniformSoup,
@@ -317,6 +319,7 @@ METHODS: dict[str, Case] = {
     ),
     "AugMax": Case(lambda optimizer, _: AugMax(DualNet(net()), steps=2, optimizer=optimizer)),
     "DAT": Case(lambda optimizer, _: DAT(net(), PatchCodebook(patch=4, codes=8, images=50), optimizer=optimizer)),
+    "ShapeTexture": Case(lambda optimizer, _: ShapeTexture(DualNet(net()), PixelAdaIN(style_label=0.2), optimizer=optimizer)),
     "UniformSoup": Case(lambda _, folder: UniformSoup(net(), str(folder / "base"), batches=1), ASSEMBLED, True, trains=False),
     "WiSEFT": Case(
         lambda _, folder: WiSEFT(net(), str(folder / "base"), alphas=[0.0, 1.0], batches=1), ASSEMBLED, True, trains=False

@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from robust_pl import evaluate
 from robust_pl.callbacks import FGSM, PGD, Attack, RobustEvaluation
 from robust_pl.callbacks.attacks.problem import Problem
-from robust_pl.data import DigitsDataModule
+from robust_pl.data import DigitsDataModule, PixelAdaIN
 from robust_pl.functional.gradients import input_gradient
 from robust_pl.functional.losses import kl_divergence
 from robust_pl.methods import (
@@ -62,6 +62,7 @@ from robust_pl.methods import (
     NuAT,
     OneCycle,
     PeerAiD,
+    ShapeTexture,
     StandardTraining,
     TorchSchedule,
     ZeroGrad,
@@ -151,6 +152,7 @@ class Counted(nn.Module):
         (lambda net: ABSLD(net, SmallCNN(width=4), optimizer=sgd), (10, 10), 2),
         (lambda net: AugMax(DualNet(net), optimizer=sgd), (5, 5), 3),
         (lambda net: DAT(net, IdentityDiscretizer(), optimizer=sgd), (1, 1), 2),
+        (lambda net: ShapeTexture(DualNet(net), PixelAdaIN(), optimizer=sgd), (0, 0), 2),
     ],
     ids=[
         *("StandardTraining", "PGDAT", "AdvProp", "AugMix", "APR", "APR, attacked"),
@@ -161,7 +163,7 @@ class Counted(nn.Module):
         *("FGSMPGI", "FGSMUAP", "FGSMCUAP", "FGSMFUAP", "FGSMPCO", "FGSMMEPCS", "FGSMMEPCS, not smoothed", "FGSMRSCS"),
         *("FGSMLAW", "FGSMLAW, start"),
         *("RSLAD", "RSLAD with IGDM", "MTARD", "BMTARD", "ABSLD"),
-        *("AugMax", "DAT"),
+        *("AugMax", "DAT", "ShapeTexture"),
     ],
 )
 def test_a_step_costs_what_its_docstring_says(

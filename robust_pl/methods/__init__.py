@@ -84,5 +84,6 @@ __getattr__, __dir__, __all__ = attach(
         "TorchSchedule": "schedules",
         "AugMax": "natural.augmax",
         "DAT": "natural.dat",
+        "ShapeTexture": "natural.shape_texture",
     },
 )

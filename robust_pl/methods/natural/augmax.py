@@ -11,7 +11,6 @@ from torch.optim import SGD
 
 from ...callbacks.attacks.prepare import prepared
 from ...data.augmix import AugMixChains
-from ...data.hashing import VERSIONS
 from ...data.mixed_chains import MixedChains, mixed
 from ...functional.hashing import hash_keys, uniform
 from ...functional.losses import cross_entropy, hard
@@ -21,6 +20,7 @@ from ..base import Method, OptimizerFactory
 from ..example import Example
 from ..schedules import Schedule
 from .adv_prop import check_dual
+from .augmented import version_keys
 
 _FIRST, _SECOND, _START = 11, 12, 13
 
@@ -50,8 +50,8 @@ class AugMax(Method):
     for, clean images and ordinary mixtures through the main ones, which are evaluated. The authors' network is a
     :class:`robust_pl.nets.DuBINNet`. They stop a batch once all of its samples have; here such steps change nothing.
 
-    What is drawn is a function of ``seed``, the epoch and the sample's index; without indices the place in the batch stands for
-    it, and all batches of an epoch draw the same.
+    What is drawn is a function of ``seed``, the epoch and the sample's index; for a loader without indices of the batch's and
+    the sample's place instead.
 
     Cost: ``steps`` forward and backward passes, and one of each on three times the batch: 8 + 8 a step; and two mixtures of
     chains, on the device.
@@ -101,8 +101,7 @@ class AugMax(Method):
     def craft(self, batch: tuple[Tensor, ...], eps: Tensor | None = None) -> AugMaxExample:
         example = self.clean(batch)
         x, y = example.x, example.y
-        place = torch.where(example.index < 0, torch.arange(len(x), device=x.device), 0)
-        keys = hash_keys(self.seed, VERSIONS, self.current_epoch, example.index, place)
+        keys = version_keys(self, self.seed, batch)
         with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
             x_mix, _ = self.chains(x, y, hash_keys(keys, _SECOND))
             chains = self.chains.chains(x, y, hash_keys(keys, _FIRST))

@@ -68,7 +68,7 @@ class AugmentedTraining(Method):
     def clean(self, batch: tuple[Tensor, ...]) -> Example:
         example = super().clean(batch)
         x, y = example.x, example.y
-        keys = self._keys(batch)
+        keys = version_keys(self, self.seed, batch)
         with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
             made = [self.augmentation(x, y, hash_keys(keys, i))[0] for i in range(self.versions)]
         everything = torch.cat([x, *made])
@@ -86,9 +86,10 @@ class AugmentedTraining(Method):
         """The labels (B,), or (B, K), of the images, and of each version alike."""
         return example.y[: len(example.y) // (1 + self.versions)]
 
-    def _keys(self, batch: tuple[Tensor, ...]) -> Tensor:
-        """What the samples draw their versions by, int64 (B,)."""
-        if len(batch) > 2:
-            return hash_keys(self.seed, VERSIONS, self.current_epoch, batch[2])
-        place = torch.arange(len(batch[0]), device=batch[0].device)
-        return hash_keys(self.seed, VERSIONS, self.current_epoch, self.trainer.fit_loop.batch_idx, self.global_rank, place)
+
+def version_keys(method: Method, seed: int, batch: tuple[Tensor, ...]) -> Tensor:
+    """What the samples draw their versions by, int64 (B,): the epoch and their index, else their batch, process and place."""
+    if len(batch) > 2:
+        return hash_keys(seed, VERSIONS, method.current_epoch, batch[2])
+    place = torch.arange(len(batch[0]), device=batch[0].device)
+    return hash_keys(seed, VERSIONS, method.current_epoch, method.trainer.fit_loop.batch_idx, method.global_rank, place)
