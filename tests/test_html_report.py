@@ -10,11 +10,13 @@ import re
 import statistics
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
 
+from robust_pl.callbacks.store.store import seal
 from robust_pl.evaluation.baselines import read_baselines
 from robust_pl.evaluation.gather import gather
 from robust_pl.metrics.effective_robustness import Baseline
@@ -214,6 +216,26 @@ def test_evaluations_of_one_network_are_one_row(run: Path) -> None:
     assert judged.columns == ["none (clean)", "pgd", "fgsm", "square", "worst of all"]
     # Worst over the attacks of both: clean and pgd leave 0, 1, 2, 4, 5, fgsm breaks 2, square 4.
     assert judged.right[0][1]["worst of all"].nonzero()[0].tolist() == [0, 1, 5]
+
+
+def test_tests_of_one_network_in_several_runs_are_one_row(tmp_path: Path) -> None:
+    folders = []
+    for number, data in enumerate(("ImageNetDataModule", "ImageNetV2DataModule")):
+        folder = make_run(tmp_path / f"net-{number}")
+        (folder / "config.yaml").unlink()
+        store = add_test(folder, (RIGHT, PGD)[number], {}, data=data, first_16=data) / "store.json"
+        store.write_text(re.sub("sum of net-./best", "sum of one/best", store.read_text()))
+        seal(store.parent)
+        folders.append(folder)
+    runs = gather(folders)
+    (row,) = contenders(runs)
+    assert row.label == "net-0" and [test.data for test in row.tests] == ["ImageNet", "ImageNetV2"]
+    assert paper_markdown(runs).startswith("| ImageNet | clean | on ImageNetV2 |")
+    text = as_page(runs)
+    assert Page(text).tables["Natural shifts, accuracies in %"][1][:4] == ["net-0", "ImageNetV2", "87.50", "62.50"]
+    assert "net-0 is also the network of net-1" in text
+    # What was trained stands for itself.
+    assert len(contenders([runs[0], replace(runs[1], trained=True)])) == 2
 
 
 def test_networks_of_one_run_are_not_mixed(run: Path) -> None:

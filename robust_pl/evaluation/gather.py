@@ -101,6 +101,7 @@ def _read(folder: Path, label: str) -> Run:
         cost,
         read_training(folder, gaps),
         gaps,
+        "config.yaml" in configs,
     )
 
 

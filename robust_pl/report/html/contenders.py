@@ -25,6 +25,7 @@ class Contender:
         run: it belongs to.
         number: of the run, from 0, which chooses its colour.
         tests: its evaluations.
+        runs: those that hold them.
     """
 
     label: str
@@ -32,6 +33,11 @@ class Contender:
     run: Run
     number: int
     tests: list[Tested]
+    runs: list[Run]
+
+    def is_of(self, network: str, weights: str) -> bool:
+        """Whether these weights are its own."""
+        return (self.tests[0].network, self.tests[0].weights) == (network, weights)
 
     def on(self, data: str) -> list[Tested]:
         """Its evaluations on a data set that saw the same samples as the first of them."""
@@ -56,20 +62,30 @@ class Verdicts:
 
 
 def contenders(runs: Sequence[Run]) -> list[Contender]:
-    """The networks of all runs, in order; a run without evaluations has none."""
-    found = []
+    """The networks of all runs, in order; a run without evaluations has none.
+
+    Runs that trained nothing, and tested what an earlier run of the page tested, belong to that: so each test set may have been
+    measured by a command of its own.
+    """
+    found: list[Contender] = []
     for number, run in enumerate(runs):
         groups: dict[tuple[str, str], list[Tested]] = {}
         for test in run.tests:
             groups.setdefault((test.network, test.weights), []).append(test)
         checkpoints = {network for network, _ in groups}
         suffixes: list[str] = []
-        for (_, weights), tests in groups.items():
+        for (network, weights), tests in groups.items():
+            same = [row for row in found if network and not row.run.trained and row.is_of(network, weights)]
+            if same and not run.trained:
+                same[0].tests.extend(tests)
+                same[0].runs.append(run)
+                continue
             of_checkpoint = (tests[0].checkpoint or tests[0].folder) if len(checkpoints) > 1 else ""
             suffix = " · ".join(part for part in (of_checkpoint, weights) if part)
             suffix = f"{suffix} ({tests[0].folder})" if suffix in suffixes else suffix
             suffixes.append(suffix)
-            found.append(Contender(" · ".join(filter(None, (run.label, suffix))), suffix, run, number, tests))
+            label = " · ".join(filter(None, (run.label, suffix)))
+            found.append(Contender(label, suffix, run, number, list(tests), [run]))
     return found
 
 

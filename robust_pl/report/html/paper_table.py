@@ -140,13 +140,14 @@ def _table(data: str, rows: Sequence[Contender], others: Sequence[str]) -> Paper
 
 
 def _corruptions(row: Contender) -> list[tuple[PaperColumn, float]]:
-    folders = [test.folder for test in row.tests if not test.weights]
     found = []
-    for one in row.run.analyses:
-        if one.record.kind == "Corruptions" and one.folder in folders:
-            for key, (heading, better) in _CORRUPTIONS.items():
-                if one.record.figures.get(key) is not None:
-                    found.append((PaperColumn(heading, better), one.record.figures[key]))
+    for run in row.runs:
+        # Analyses look at raw weights.
+        folders = [test.folder for test in run.tests if not test.weights and any(test is own for own in row.tests)]
+        for one in run.analyses:
+            if one.record.kind == "Corruptions" and one.folder in folders:
+                known = {key: one.record.figures.get(key) for key in _CORRUPTIONS}
+                found += [(PaperColumn(*_CORRUPTIONS[key]), value) for key, value in known.items() if value is not None]
     return found
 
 

@@ -109,7 +109,7 @@ class Run:
 
     Args:
         label: tells it from the others of the page.
-        config: of the training, or of the first evaluation where it was not trained here.
+        config: of the training, or of the first evaluation where nothing was trained.
         configs: name of a file -> its text.
         seed: of the run.
         versions: of packages.
@@ -120,6 +120,7 @@ class Run:
         cost: of the training, as :attr:`robust_pl.callbacks.ComputeMonitor.cost` has it.
         training: figure -> its course.
         gaps: sentences on what could not be read, or is not there.
+        trained: whether it trained something, and did not only test it.
     """
 
     label: str
@@ -134,6 +135,7 @@ class Run:
     cost: Mapping[str, Any] | None = None
     training: Mapping[str, Curve] = field(default_factory=dict)
     gaps: list[str] = field(default_factory=list)
+    trained: bool = True
 
     @property
     def trained_on(self) -> str:

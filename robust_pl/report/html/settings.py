@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 
 from .blocks import NOTHING, Cell, Code, Fold, Grid, Section, Text
+from .contenders import contenders
 from .paper_table import paper_tables
 from .plots_html import color
 from .run import Run
@@ -41,6 +42,9 @@ def overview_section(runs: Sequence[Run]) -> Section:
         blocks.append(
             Fold("The same for papers, in Markdown", [Code("Markdown", [(line, "") for line in markdown.splitlines()])])
         )
+    for row in contenders(runs):
+        if others := [run.label for run in row.runs if run is not row.run]:
+            blocks.append(Text(f"{row.label} is also the network of {', '.join(others)}, whose tests are shown as its own."))
     blocks += [Text(f"{run.label}: {gap}", "warning") for run in runs for gap in run.gaps]
     return Section("Overview", blocks)
 
@@ -87,5 +91,5 @@ def setting_section(runs: Sequence[Run]) -> Section:
     for name in dict.fromkeys(name for run in runs for name in run.versions):
         rows[name] = [str(run.versions.get(name, "")) for run in runs]
     lines = [[Cell(name), *(Cell(text or NOTHING, best=len(set(texts)) > 1) for text in texts)] for name, texts in rows.items()]
-    table = Grid("Seeds, hardware and versions; what differs is bold", ["", *(run.label for run in runs)], lines)
+    table = Grid("Seeds, hardware and versions; what differs is bold", ["setting", *(run.label for run in runs)], lines)
     return Section("Measured with", [table])
