@@ -37,7 +37,7 @@ def ice_textures(small: bool) -> Tensor:
         ferns = ferns + 0.8 * _grown(buds, turn + side * math.pi / 3, _BRANCH)
     for axis in (1, 2):  # needles are not made of pixels
         ferns = ferns / 2 + (ferns.roll(1, axis) + ferns.roll(-1, axis)) / 4
-    ice = (0.6 * ferns / ferns.mean((1, 2), keepdim=True) * (0.2 + patches) + 0.5 * patches**2).clamp(max=1.0).unsqueeze(1)
+    ice = (0.42 * ferns / ferns.mean((1, 2), keepdim=True) * (0.2 + patches) + 0.5 * patches**2).clamp(max=1.0).unsqueeze(1)
     dark, pale = (torch.tensor(color, dtype=torch.float64).view(3, 1, 1) for color in (_DARK, _PALE))
     large = dark + ice * (pale - dark)
     return F.avg_pool2d(large, _SMALLER) if small else large
