@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from robust_pl.callbacks import CriticalBandMasking
+from robust_pl.data.label_maps import sixteen_classes
 from robust_pl.functional.bands import (
     Channel,
     add_inside,
@@ -165,6 +166,33 @@ def test_masking_does_not_depend_on_the_batch_and_says_where_it_fits_nothing() -
     assert "bandwidth" not in blind.figures and "no band fails" in blind.notes[1]
     wrong = CriticalBandMasking(noise=(1e-6,))(SeesOneBand(), batches(x, 1 - y, [12]))
     assert "bandwidth" not in wrong.figures and "all levels fail in all bands" in wrong.notes[1]
+
+
+class Thousand(nn.Module):
+    """Of ImageNet's 1,000 classes it gives dogs, or cats, much to one member or little to each."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits = torch.zeros(len(x), 1000)
+        logits[:, sixteen_classes()["cat"]] = 2.0
+        logits[:, sixteen_classes()["dog"][0]] = 2.5
+        return logits
+
+
+def test_sixteen_classes_of_imagenet() -> None:
+    cats, dogs = (sixteen_classes()[name] for name in ("cat", "dog"))
+    none = next(label for label in range(1000) if all(label not in of for of in sixteen_classes().values()))
+    x, y = torch.rand(6, 3, 8, 8), torch.tensor([cats[0], none, cats[1], dogs[0], none, dogs[1]])
+    record = CriticalBandMasking(noise=(0.1,), sixteen=True)(Thousand(), batches(x, y, [2, 4]))
+    # The largest logit is a dog's, but the mean over all cats is higher than that over all dogs.
+    assert record.figures["original"] == record.figures["quiet"] == 0.5
+    assert record.about["images"] == 4 and record.about["classes"] == "sixteen"
+    assert CriticalBandMasking(noise=(0.1,))(Thousand(), batches(x, y, [6])).figures["original"] == pytest.approx(1 / 6)
+    with pytest.raises(ValueError, match="no image is of one of the sixteen classes"):
+        CriticalBandMasking(sixteen=True)(Thousand(), batches(x[:1], y[1:2], [1]))
+    with pytest.raises(ValueError, match="sixteen=True needs the logits of ImageNet's 1000 classes and the network gives 2"):
+        CriticalBandMasking(sixteen=True)(SeesOneBand(), batches(torch.rand(6, 3, 32, 32), y, [6]))
+    with pytest.raises(ValueError, match="sixteen=True needs labels of ImageNet's 1000 classes and there is 1000"):
+        CriticalBandMasking(sixteen=True)(Thousand(), batches(x[:1], torch.tensor([1000]), [1]))
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
+from ...data.label_maps import sixteen_classes
 from ...functional.bands import (
     add_inside,
     band_centres,
@@ -16,12 +17,14 @@ from ...functional.bands import (
     low_contrast_grey,
     thresholds,
 )
+from ...functional.class_groups import ClassGroups
 from ...report.record import HeatMap, Lines, Record, Sheet
 from ..attacks.checks import check_count
 from ..attacks.draws import SampleDraws
 from .base import Analysis
 
 _DOUBLING = 1e-6
+_IMAGENET = 1000
 
 
 class CriticalBandMasking(Analysis):
@@ -37,9 +40,10 @@ class CriticalBandMasking(Analysis):
     network of ``quiet`` below the criterion fails everywhere, so lower it, to half of ``quiet``, say, and state that.
 
     Humans are known, from memory, to have a channel of about one octave, networks of two to four. The paper's are 7 bands of
-    224 pixels and the 16 classes of Geirhos et al. 2019; here the classes are the network's own, and a smaller image has a band
-    less for each halving. Each image has one draw of noise, a function of seed and position in the test set, which all bands
-    and levels share. Costs bands x levels + 2 forward passes a sample: 30 at 7 bands, 22 for images of 32 pixels.
+    224 pixels and the 16 classes of Geirhos et al. 2019; here the classes are the network's own unless ``sixteen`` is set, and
+    a smaller image has a band less for each halving. Each image has one draw of noise, a function of seed and position in the
+    test set, which all bands and levels share. Costs bands x levels + 2 forward passes a sample: 30 at 7 bands, 22 for images
+    of 32 pixels.
 
     Args:
         noise: standard deviations of the noise before it is filtered, each twice the one before.
@@ -49,12 +53,15 @@ class CriticalBandMasking(Analysis):
         criterion: accuracy in (0, 1).
         bands: number of octaves, 3 at least; None takes as many as halvings to 2 pixels, 7 at most.
         seed: of the noise.
+        sixteen: ask which of the 16 classes of Geirhos et al. an image is of, by the mean probability of their members among
+            ImageNet's 1,000, which labels and logits must be of; images of other classes are left out.
         samples: see :class:`Analysis`.
         name: likewise.
         folder: likewise.
 
     Raises:
-        ValueError: if an argument is out of its range, or the images are too small for the bands.
+        ValueError: if an argument is out of its range, the images are too small for the bands, or ``sixteen`` is set for a
+            network of other classes than ImageNet's.
     """
 
     def __init__(
@@ -66,6 +73,7 @@ class CriticalBandMasking(Analysis):
         criterion: float = 0.5,
         bands: int | None = None,
         seed: int = 0,
+        sixteen: bool = False,
         samples: int | None = 1000,
         name: str | None = None,
         folder: str | None = None,
@@ -87,6 +95,8 @@ class CriticalBandMasking(Analysis):
                 raise ValueError(f"bands={bands} are too few for a Gaussian of three parameters: choose at least 3")
         self.noise, self.contrast, self.mean, self.margin = noise, contrast, mean, margin
         self.criterion, self.bands, self.seed = criterion, bands, seed
+        self.sixteen = sixteen
+        self._groups = ClassGroups(list(sixteen_classes().values()), "mean") if sixteen else None
         super().__init__(samples, name, folder)
 
     def look(self, model: nn.Module, x: Tensor, y: Tensor, index: Tensor) -> None:
@@ -98,8 +108,21 @@ class CriticalBandMasking(Analysis):
                 + (" or fewer bands" if bands > 3 else "")
             )
 
+        if self._groups is not None:
+            y = self._labels(y)
+            wanted = (y >= 0).nonzero().squeeze(1)
+            x, y, index = x[wanted], y[wanted], index[wanted.cpu()]
+            if not len(x):
+                return
+
         def right(pixels: Tensor) -> Tensor:
-            return self.ask(model, pixels.to(x.dtype)).argmax(1) == y
+            logits = self.ask(model, pixels.to(x.dtype))
+            if self._groups is not None and logits.shape[1] != _IMAGENET:
+                raise ValueError(
+                    f"sixteen=True needs the logits of ImageNet's {_IMAGENET} classes and the network gives {logits.shape[1]}: "
+                    "leave it out"
+                )
+            return (logits if self._groups is None else self._groups(logits)).argmax(1) == y
 
         grey = low_contrast_grey(x, self.contrast, self.mean)
         draws = SampleDraws((self.seed, "bands"), index)
@@ -110,9 +133,20 @@ class CriticalBandMasking(Analysis):
         self.keep(right=torch.stack(found, 1))
         self.add(shape=len(x) * torch.tensor([height, width], device=x.device))
 
+    def _labels(self, y: Tensor) -> Tensor:
+        """Which of the sixteen classes labels of ImageNet belong to, -1 for none."""
+        if int(y.max()) >= _IMAGENET:
+            raise ValueError(f"sixteen=True needs labels of ImageNet's {_IMAGENET} classes and there is {int(y.max())}")
+        table = torch.full((_IMAGENET,), -1)
+        for label, members in enumerate(self._groups.groups):
+            table[members] = label
+        return table.to(y.device)[y]
+
     def conclude(self, kept: dict[str, Tensor], sums: dict[str, Tensor]) -> Record:
+        if "right" not in kept:
+            raise ValueError("no image is of one of the sixteen classes: use ImageNet's labels, or leave sixteen out")
         right = kept["right"].double().mean(0)
-        height, width = (sums["shape"] / len(kept["index"])).round().long().tolist()
+        height, width = (sums["shape"] / len(kept["right"])).round().long().tolist()
         bands, levels = self.bands or band_count(height, width), len(self.noise)
         centres = band_centres(height, width, bands)
         accuracy = right[2:].view(levels, bands)
@@ -145,6 +179,6 @@ class CriticalBandMasking(Analysis):
             [Sheet("accuracy", ["noise", *places], [[s, *a] for s, a in zip(strengths, accuracy.tolist(), strict=True)], True)],
             [Lines("Levels of noise that fail", "centre of the band, cycles an image", "levels", places, curves)],
             [HeatMap(title, "centre of the band, cycles an image", "noise", places, strengths, accuracy.tolist(), share=True)],
-            about={"bands": bands, "classes": "the network's own"},
+            about={"bands": bands, "classes": "sixteen" if self.sixteen else "the network's own", "images": len(kept["right"])},
             notes=notes,
         )
