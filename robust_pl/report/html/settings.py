@@ -74,11 +74,12 @@ def config_sections(runs: Sequence[Run]) -> list[Section]:
 
 
 def _as_lines(config: Any) -> list[str]:
-    return str(yaml.safe_dump(config, sort_keys=False)).splitlines()
+    """In the order of the alphabet, since that in which a config names its fields means nothing."""
+    return str(yaml.safe_dump(config)).splitlines()
 
 
 def _class(line: str) -> str:
-    return {"+": "add", "-": "del", "@": "at"}.get(line[:1], "")
+    return "at" if line.startswith(("---", "+++")) else {"+": "add", "-": "del", "@": "at"}.get(line[:1], "")
 
 
 def setting_section(runs: Sequence[Run]) -> Section:
