@@ -36,7 +36,7 @@ _MAKERS: dict[str, Callable[..., Tensor]] = {
     "saturate": digital.saturate,
 }
 _SMALL, _SMALLEST = 96, 8
-_VALUES = {"cpu": 1 << 17, "cuda": 1 << 25}
+_VALUES = {"cpu": 1 << 17, "cuda": 1 << 24}
 """Values of a batch that are worked on at once: what the caches of a core hold, and what leaves room in a device's memory."""
 
 

@@ -54,13 +54,14 @@ def outline(wet: Tensor) -> Tensor:
 
 def distance(mask: Tensor, farthest: int) -> Tensor:
     """Euclidean distance to the nearest pixel of a mask, bool (..., H, W), at most ``farthest``."""
-    square = torch.where(mask, 0.0, float(farthest**2)).double()
+    far = float(farthest**2)
+    square = torch.where(mask, 0.0, far).double()
     for axis in (-2, -1):
-        n, reach = mask.shape[axis], [0, 0, farthest, farthest] if axis == -2 else [farthest, farthest]
-        wide = F.pad(square, reach, value=float(farthest**2))
-        shifts = range(2 * farthest + 1)
-        square = torch.stack([wide.narrow(axis, s, n) + (s - farthest) ** 2 for s in shifts]).amin(0)
-    return square.clamp(max=farthest**2).sqrt()
+        wide = F.pad(square, [0, 0, farthest, farthest] if axis == -2 else [farthest, farthest], value=far)
+        square = torch.full_like(square, far)
+        for shift in range(2 * farthest + 1):
+            square = torch.minimum(square, wide.narrow(axis, shift, mask.shape[axis]) + (shift - farthest) ** 2)
+    return square.sqrt()
 
 
 def equalized(x: Tensor) -> Tensor:
