@@ -38,6 +38,7 @@ from robust_pl.methods import (
     IADII,
     IGDM,
     LIET,
+    LPFT,
     MART,
     MTARD,
     NFGSM,
@@ -321,6 +322,7 @@ METHODS: dict[str, Case] = {
     "DAT": Case(lambda optimizer, _: DAT(net(), PatchCodebook(patch=4, codes=8, images=50), optimizer=optimizer)),
     "ShapeTexture": Case(lambda optimizer, _: ShapeTexture(DualNet(net()), PixelAdaIN(style_label=0.2), optimizer=optimizer)),
     "UniformSoup": Case(lambda _, folder: UniformSoup(net(), str(folder / "base"), batches=1), ASSEMBLED, True, trains=False),
+    "LPFT": Case(lambda optimizer, _: LPFT(net(), strengths=[0.1], samples=200, optimizer=optimizer), moves=True),
     "WiSEFT": Case(
         lambda _, folder: WiSEFT(net(), str(folder / "base"), alphas=[0.0, 1.0], batches=1), ASSEMBLED, True, trains=False
     ),

@@ -55,6 +55,7 @@ __getattr__, __dir__, __all__ = attach(
         "FieldFit": "scenes.field_fit",
         "FreeAT": "fast.free_at",
         "GreedySoup": "averaging.greedy_soup",
+        "LPFT": "natural.lp_ft",
         "LearnedSoup": "averaging.learned_soup",
         "MEHLSoup": "averaging.mehl_soup",
         "LayerwiseTWA": "averaging.layerwise_twa",
