@@ -39,10 +39,10 @@ def test_channels_are_transformed_together():
 
 def test_pairs():
     x, y, keys = batch(40)
-    out, same = APRPair(1.0)(x, y, keys)
+    out, same = APRPair(1.0, overflow="keep")(x, y, keys)
     assert same is y and torch.equal(out, recombined(x[partners(keys, 1)], x))
     assert out.min() < 0 and out.max() > 1  # as in the authors' code
-    clipped, _ = APRPair(1.0, overflow="clip")(x, y, keys)
+    clipped, _ = APRPair(1.0)(x, y, keys)
     assert torch.equal(clipped, out.clamp(0, 1))
     assert APRPair(0.0)(x, y, keys)[0] is x
     order = torch.randperm(40, generator=torch.Generator().manual_seed(2))
@@ -109,7 +109,7 @@ def test_types_and_devices(make):
     [
         (lambda: APRPair(1.5), "probability=1.5"),
         (lambda: APRPair(coin="image"), "batch or sample"),
-        (lambda: APRPair(overflow="wrap"), "keep or clip"),
+        (lambda: APRPair(overflow="wrap"), "clip or keep"),
         (lambda: APRSingle(-1), "probability=-1"),
         (lambda: APRSingle(overflow="keep"), "clip or wrap"),
         (lambda: APRSingle(severity=20), "severity=20"),

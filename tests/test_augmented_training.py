@@ -94,7 +94,7 @@ def test_gradients_flow_through_all_three_outputs():
 
 def test_apr_loss_by_hand():
     x, y, index = batch()
-    method = APR(Recorded(), augmentation=APRPair(1.0))
+    method = APR(Recorded(), augmentation=APRPair(1.0, overflow="keep"))
     example = method.clean((x, y, index))
     assert torch.equal(example.x[:6], x) and example.x.min() < 0  # recombined images are not cut off
     assert any(torch.allclose(example.x[6], recombined(x[j : j + 1], x[:1])[0], atol=1e-6) for j in range(1, 6))
@@ -201,7 +201,8 @@ def test_defaults_are_the_papers():
     method = AugMix(SmallCNN())
     assert method.weight == 12 and method.attack is None and method.versions == 2
     assert isinstance(method.augmentation, AugMixChains) and method.augmentation.operations[0].severity == 3
-    assert APR(SmallCNN()).augmentation.probability == 0.6
+    pair = APR(SmallCNN()).augmentation
+    assert pair.probability == 0.6 and pair.overflow == "keep"
 
 
 # On the command line -------------------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from .augmix import AugMixOperation
 from .hashing import hash_keys, uniform
 
 Coin = Literal["batch", "sample"]
-PairOverflow = Literal["keep", "clip"]
+PairOverflow = Literal["clip", "keep"]
 SingleOverflow = Literal["clip", "wrap"]
 _COIN, _PARTNER, _SECOND, _WHICH = 0, 1, 2, 3
 _OPERATIONS = 1_000
@@ -30,18 +30,19 @@ class APRPair(Augmentation):
     Args:
         probability: of changing the batch, in [0, 1]; the authors take 0.6 on CIFAR, 0.5 on ImageNet, and 0.16 with FGSM.
         coin: thrown once for the ``batch``, as the authors do, or for each ``sample``.
-        overflow: ``keep`` leaves values outside of [0, 1] as they come, as the authors do; ``clip`` cuts them off.
+        overflow: ``clip`` cuts off what leaves [0, 1], as data must not; ``keep`` leaves it, as the authors do and by default
+            the method :class:`robust_pl.methods.APR`.
 
     Raises:
         ValueError: if an argument is out of range or unknown.
     """
 
-    def __init__(self, probability: float = 0.6, coin: Coin = "batch", overflow: PairOverflow = "keep") -> None:
+    def __init__(self, probability: float = 0.6, coin: Coin = "batch", overflow: PairOverflow = "clip") -> None:
         _check(probability)
         if coin not in ("batch", "sample"):
             raise ValueError(f"coin={coin!r} is unknown: choose batch or sample")
-        if overflow not in ("keep", "clip"):
-            raise ValueError(f"overflow={overflow!r} is unknown: choose keep or clip")
+        if overflow not in ("clip", "keep"):
+            raise ValueError(f"overflow={overflow!r} is unknown: choose clip or keep")
         self.probability, self.coin, self.overflow = probability, coin, overflow
 
     def __call__(self, x: Tensor, y: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:

@@ -23,9 +23,9 @@ class APR(AugmentedTraining):
     Args:
         net: see :class:`Method`, and so all others.
         attack: see :class:`AugmentedTraining`.
-        augmentation: None takes :class:`robust_pl.data.APRPair` with the probability of CIFAR; another one is trained on
-            likewise.
-        seed: of the coins and partners.
+        augmentation: None takes :class:`robust_pl.data.APRPair` with the probability of CIFAR and values that may leave
+            [0, 1], as the authors do; another one is trained on likewise.
+        seed: of the coins and partners; None takes that of the data module.
 
     Raises:
         ValueError: if the augmentation mixes labels.
@@ -33,7 +33,7 @@ class APR(AugmentedTraining):
 
     @staticmethod
     def default_augmentation() -> APRPair:
-        return APRPair()
+        return APRPair(overflow="keep")
 
     def loss(self, example: Example) -> Tensor:
         y = self.labels(example)
