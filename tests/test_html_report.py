@@ -484,6 +484,35 @@ def test_the_command_writes_page_and_table(
     assert (tmp_path / "table.md").read_text(encoding="utf-8").startswith("| Digits | clean | pgd | fgsm | worst |")
 
 
+@pytest.mark.slow
+def test_the_page_of_a_run_of_the_command_line(robust_pl: CLI, tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    analysis = "[{class_path: FrequencyFilter, init_args: {sizes: [4, 2]}}]"
+    curve = "{class_path: RobustnessCurve, init_args: {attack: {class_path: FGSM, init_args: {eps: 0.1}}, eps: [0.05, 0.1]}}"
+    tiny.write_text(tiny.read_text().replace("  logger: false\n", ""))
+    robust_pl("fit", "-c", tiny, "--trainer.callbacks", f"{analysis[:-1]}, {curve}]")
+    robust_pl("test", "--ckpt_path", "runs/tiny/checkpoints/best.ckpt")
+    capsys.readouterr()
+    robust_pl("report", "runs/tiny", "--markdown", "table.md")
+    assert capsys.readouterr() == ("report.html\ntable.md\n", "")
+    page = Page(Path("report.html").read_text(encoding="utf-8"))
+    figures = json.loads(Path("runs/tiny/test/figures.json").read_text())
+    shown = [f"{100 * figures[f'acc_{name}']:.2f}" for name in ("clean", "fgsm", "pgd", "worst")]
+    row = page.tables["Accuracy in % on Digits, with 95 % intervals"][1]
+    assert row[:2] == ["tiny", "360"] and [cell.split()[0] for cell in row[2:]] == shown
+    assert Path("table.md").read_text(encoding="utf-8").splitlines()[2].startswith(f"| tiny | {' | '.join(shown)} |")
+    record = json.loads(Path("runs/tiny/analysis/test/frequencyfilter.json").read_text())
+    (filtered,) = [rows for caption, rows in page.tables.items() if caption.startswith(f"{record['title']}: figures")]
+    assert filtered[1][1:] == [f"{value:.4g}" for value in record["figures"].values()]
+    stored = json.loads(Path("runs/tiny/images/robustness_curve.json").read_text())
+    assert page.figures["Accuracy over the radius"]["data"][0]["y"] == [100 * share for share in stored["accuracy"]]
+    assert page.figures["val/acc_worst"]["data"][0]["x"] == [0, 1]
+    measured = {row[0]: row[1] for row in page.tables["Seeds, hardware and versions; what differs is bold"]}
+    assert "threads of torch" in measured["trained on"] and measured["tested on"] == measured["trained on"]
+    with pytest.raises(SystemExit, match="0"):
+        robust_pl("--help")
+    assert "Show everything that runs measured side by side" in " ".join(capsys.readouterr().out.split())
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -57,7 +57,7 @@ def browser() -> Iterator[Any]:
         options.add_argument(argument)
     options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
     driven = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
-    driven.set_page_load_timeout(120)
+    driven.set_page_load_timeout(300)
     yield driven
     driven.quit()
 
@@ -68,7 +68,7 @@ def look(browser: Any, page: Path, width: int) -> None:
         "Emulation.setDeviceMetricsOverride", {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 600}
     )
     browser.get(page.as_uri())
-    until = time.monotonic() + 120
+    until = time.monotonic() + 300
     while browser.execute_script("return document.documentElement.dataset.drawn") != "yes":
         assert time.monotonic() < until, "the plots were not drawn"
         time.sleep(0.05)
@@ -81,7 +81,7 @@ def test_nothing_complains_nothing_is_asked_and_nothing_is_too_wide(browser: Any
     # Folds are opened, so that all of the page is looked at.
     browser.execute_script("document.querySelectorAll('details').forEach((fold) => { fold.open = true; })")
     drawn = "return document.querySelectorAll('.drawing:not([data-drawn])').length"
-    until = time.monotonic() + 120
+    until = time.monotonic() + 300
     while browser.execute_script(drawn) and time.monotonic() < until:
         time.sleep(0.05)
     assert browser.execute_script(drawn) == 0
@@ -101,6 +101,21 @@ def test_nothing_complains_nothing_is_asked_and_nothing_is_too_wide(browser: Any
     assert browser.execute_script(over) == []
     # What a run is called is text, and runs nothing.
     assert EVIL in browser.find_element("css selector", "header").text
+
+
+def test_a_script_that_is_not_the_pages_own_does_not_run(browser: Any, page: Path) -> None:
+    """Were a name ever not escaped, this is what it would look like."""
+    foul = page.with_name("foul.html")
+    foul.write_text(
+        page.read_text(encoding="utf-8").replace(
+            "<main>", "<main><script>window.foul = 1</script><img src=x onerror='window.foul = 2'>"
+        ),
+        encoding="utf-8",
+    )
+    look(browser, foul, 1400)
+    assert browser.execute_script("return window.foul") is None
+    said = " ".join(entry["message"] for entry in browser.get_log("browser"))
+    assert "Content Security Policy" in said
 
 
 def column(browser: Any, caption: str, place: int) -> list[str]:
