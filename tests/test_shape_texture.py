@@ -58,6 +58,16 @@ def test_a_run(style_label: float) -> None:
     assert all(not torch.equal(p, q) for p, q in zip(shaped.parameters(), before, strict=True))
 
 
+def test_without_a_seed_of_its_own_it_takes_that_of_the_data() -> None:
+    crafted = []
+    for seed, own in ((0, None), (5, None), (0, 5)):
+        shaped = method(seed=own, optimizer=sgd)
+        data = DigitsDataModule(batch_size=16, seed=seed)
+        Trainer(max_steps=1, limit_val_batches=0, **QUIET).fit(shaped, data)
+        crafted.append(shaped.craft(batch()).x_style)
+    assert torch.equal(crafted[1], crafted[2]) and not torch.equal(crafted[0], crafted[1])
+
+
 def test_bad_arguments() -> None:
     with pytest.raises(TypeError, match="net is a SmallCNN: ShapeTexture trains a network with two BatchNorms"):
         ShapeTexture(SmallCNN(), CropAndFlip())

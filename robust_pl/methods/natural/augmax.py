@@ -64,7 +64,7 @@ class AugMax(Method):
         tau: visits to a wrong prediction that a sample may make, at least 1; None never stops.
         weight: of the divergence; the authors take 10 on CIFAR-10 and Tiny ImageNet, 1 for ResNet-18 on CIFAR-100 and 12 on
             ImageNet.
-        seed: of the chains and starts.
+        seed: of the chains and starts; None takes that of the data module.
         optimizer: see :class:`Method`, and so all others.
 
     Raises:
@@ -80,7 +80,7 @@ class AugMax(Method):
         step_size: float = 0.1,
         tau: int | None = 1,
         weight: float = 10.0,
-        seed: int = 0,
+        seed: int | None = None,
         optimizer: OptimizerFactory = lambda params: SGD(params, lr=0.1, momentum=0.9, weight_decay=5e-4),
         schedule: Schedule | None = None,
         weights: str | None = None,

@@ -28,7 +28,7 @@ class AugmentedTraining(Method):
         net: see :class:`Method`, and so all others.
         attack: of the images and their versions; None attacks nothing.
         augmentation: makes a version; None takes the method's own.
-        seed: of the versions.
+        seed: of the versions; None takes that of the data module.
 
     Raises:
         ValueError: if the augmentation mixes labels.
@@ -43,7 +43,7 @@ class AugmentedTraining(Method):
         net: nn.Module,
         attack: Attack | None = None,
         augmentation: Augmentation | None = None,
-        seed: int = 0,
+        seed: int | None = None,
         optimizer: OptimizerFactory = lambda params: SGD(params, lr=0.1, momentum=0.9, weight_decay=5e-4),
         schedule: Schedule | None = None,
         weights: str | None = None,
@@ -87,8 +87,10 @@ class AugmentedTraining(Method):
         return example.y[: len(example.y) // (1 + self.versions)]
 
 
-def version_keys(method: Method, seed: int, batch: tuple[Tensor, ...]) -> Tensor:
+def version_keys(method: Method, seed: int | None, batch: tuple[Tensor, ...]) -> Tensor:
     """What the samples draw their versions by, int64 (B,): the epoch and their index, else their batch, process and place."""
+    if seed is None:
+        seed = 0 if method._trainer is None else getattr(method.trainer.datamodule, "seed", 0)
     if len(batch) > 2:
         return hash_keys(seed, VERSIONS, method.current_epoch, batch[2])
     place = torch.arange(len(batch[0]), device=batch[0].device)

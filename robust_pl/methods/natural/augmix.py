@@ -36,7 +36,7 @@ class AugMix(AugmentedTraining):
         attack: see :class:`AugmentedTraining`.
         augmentation: makes a version; None takes AugMix's at severity 3, as on CIFAR.
         weight: of the divergence; 12 is the authors'.
-        seed: of the versions.
+        seed: of the versions; None takes that of the data module.
 
     Raises:
         ValueError: if the weight is negative, or the augmentation mixes labels.
@@ -50,7 +50,7 @@ class AugMix(AugmentedTraining):
         attack: Attack | None = None,
         augmentation: Augmentation | None = None,
         weight: float = 12.0,
-        seed: int = 0,
+        seed: int | None = None,
         optimizer: OptimizerFactory = lambda params: SGD(params, lr=0.1, momentum=0.9, weight_decay=5e-4),
         schedule: Schedule | None = None,
         weights: str | None = None,

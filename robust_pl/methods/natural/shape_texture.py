@@ -47,7 +47,7 @@ class ShapeTexture(Method):
     Args:
         net: a network in a DualNet.
         augmentation: makes x_style.
-        seed: of the styles.
+        seed: of the styles; None takes that of the data module.
         optimizer: see :class:`Method`, and so all others.
 
     Raises:
@@ -58,7 +58,7 @@ class ShapeTexture(Method):
         self,
         net: DualNet,
         augmentation: Augmentation,
-        seed: int = 0,
+        seed: int | None = None,
         optimizer: OptimizerFactory = lambda params: SGD(params, lr=0.2, momentum=0.9, weight_decay=1e-4),
         schedule: Schedule | None = None,
         weights: str | None = None,
