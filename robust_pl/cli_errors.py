@@ -59,7 +59,8 @@ def one_line(message: str, arguments: Sequence[str] = ()) -> str:
     leaves = [re.sub(r"^- ", "", line) for line in map(str.strip, message.splitlines())]
     leaves = [line for line in leaves if line and not _NOISE.search(line)]
     if missing := re.search(r"Problem with given class_path '([^']+)'", message):
-        return f"{field}: cannot use {missing[1]}: {leaves[0] if leaves else 'check the spelling'}"
+        where = f"{field}: " if field else ""  # what fails when it is built, and not when it is read, has no field
+        return f"{where}cannot use {missing[1]}: {leaves[0] if leaves else 'check the spelling'}"
     if found := re.search(r"Expected a dot import path string: (\S+)", message):
         name = found[1].rsplit(".", 1)[-1]
         if name in public_names():
