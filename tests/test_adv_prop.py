@@ -53,6 +53,12 @@ def same(a: list[Tensor], b: list[Tensor]) -> bool:
     return all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
 
 
+def test_a_trained_network_is_trained_on() -> None:
+    """One that came in eval mode would learn no statistics."""
+    net = DualNet(SmallCNN(width=4).eval())
+    assert all(module.training for module in net.modules())
+
+
 @pytest.mark.parametrize("training", [True, False])
 def test_an_image_takes_one_route_and_the_other_has_no_say(training: bool) -> None:
     net, x = dual().train(training), batch()[0]

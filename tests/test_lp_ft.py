@@ -113,7 +113,9 @@ def test_bad_input(build: Callable[[], object], message: str) -> None:
 def test_from_the_command_line(robust_pl: Callable[..., None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """From another run's weights; a resumed run does not fit its head again."""
     monkeypatch.chdir(tmp_path)
-    robust_pl("fit", "-c", CONFIGS / "digits/pgd_at.yaml", "--trainer.max_epochs", "2")
+    robust_pl(
+        "fit", "-c", CONFIGS / "digits/standard.yaml", "--trainer.max_epochs", "2", "--run.name", "adversarial_fine_tuning"
+    )
     config = CONFIGS / "digits/lp_ft.yaml"
     robust_pl("fit", "-c", config, "--trainer.callbacks+=tests.stopper.StopAfterEpoch", "--trainer.max_epochs", "2")
     monkeypatch.setattr(LPFT, "fit_head", lambda self: pytest.fail("the head was fitted again"))

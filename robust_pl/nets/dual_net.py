@@ -21,8 +21,9 @@ class DualNet(nn.Module):
     (``--model.init_args.net.init_args.route aux``) shows the other one as a diagnostic; it costs that test and no training.
 
     Args:
-        net: has BatchNorms, each of which is replaced in place by a :class:`DualBatchNorm` that starts with its weights twice.
-            In a config it needs ``num_classes`` and ``in_channels`` of its own where they are not its defaults.
+        net: has BatchNorms, each of which is replaced in place by a :class:`DualBatchNorm` that starts with its weights twice;
+            to begin with a trained network give ``{class_path: TrainedNet, init_args: {source: RUN}}``. In a config it needs
+            ``num_classes`` and ``in_channels`` of its own where they are not its defaults.
         route: BatchNorms that a sample takes: ``main``, which are ``clean`` in the state dict, or ``aux``, which are ``adv``.
 
     Raises:
@@ -34,7 +35,7 @@ class DualNet(nn.Module):
         check_route("route", route)
         self.routing: Routing = dual_batch_norm(net)
         self.routing.weight = _SHARES[route]
-        self.net = net
+        self.net = net.train()  # a TrainedNet comes in eval mode, in which no statistics would be learned
 
     def through(self, route: Route) -> AbstractContextManager[None]:
         """All samples go through these BatchNorms; the statistics of the others stay."""
