@@ -37,9 +37,10 @@ class ClassGroups:
         self.groups, self.pool = [list(group) for group in groups], pool
         self.needed = max(map(max, groups)) + 1
         size = max(map(len, groups))
-        self._members = torch.tensor([[*group, *[group[0]] * (size - len(group))] for group in self.groups])
-        self._missing = torch.tensor([[i >= len(group) for i in range(size)] for group in self.groups])
-        self._log_sizes = torch.tensor([len(group) for group in self.groups]).log()
+        with torch.inference_mode(False):  # tensors of inference mode cannot take part in an attack's gradients
+            self._members = torch.tensor([[*group, *[group[0]] * (size - len(group))] for group in self.groups])
+            self._missing = torch.tensor([[i >= len(group) for i in range(size)] for group in self.groups])
+            self._log_sizes = torch.tensor([len(group) for group in self.groups]).log()
 
     def __len__(self) -> int:
         return len(self.groups)
@@ -56,7 +57,8 @@ class ClassGroups:
                 f"{self.needed} classes: test a network that was trained on all of them, such as one of ImageNet's 1,000"
             )
         if self._members.device != logits.device:
-            moved = (part.to(logits.device) for part in (self._members, self._missing, self._log_sizes))
+            with torch.inference_mode(False):
+                moved = [part.to(logits.device) for part in (self._members, self._missing, self._log_sizes)]
             self._members, self._missing, self._log_sizes = moved
         if self.pool == "highest":
             members = logits[:, self._members]
