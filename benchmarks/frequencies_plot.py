@@ -68,6 +68,7 @@ def _pictures(titles: Mapping[str, str], records: Records, which: int, label: st
     count = len(records) + 1
     rows = -(-count // 3)
     figure = Figure(figsize=(11, 3.6 * rows), dpi=DPI, layout="constrained")
+    figure.get_layout_engine().set(w_pad=0.2)  # square maps are narrower than their places
     axes = figure.subplots(rows, min(3, count), squeeze=False).flatten()
     for place, (name, of) in zip(axes, records.items(), strict=False):
         picture = of[which].maps[0]
@@ -76,6 +77,8 @@ def _pictures(titles: Mapping[str, str], records: Records, which: int, label: st
         ends = (picture.x[0] - 0.5, picture.x[-1] + 0.5, picture.y[-1] + 0.5, picture.y[0] - 0.5)
         drawn = place.imshow(values, cmap="viridis", vmin=0, vmax=100, extent=ends, interpolation="nearest")
         place.set_title(titles[name], loc="left", fontsize=9, fontweight="bold", color=INK)
+        place.set_xticks(range(-12, 13, 6))
+        place.set_yticks(range(-12, 13, 6))
         place.tick_params(labelsize=8)
     for place in axes[count:]:
         place.set_axis_off()
