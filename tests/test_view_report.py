@@ -103,6 +103,8 @@ def test_places_of_what_was_found() -> None:
     each = ViewDistribution(torch.full((2, 3, 6), 1 / 3), mean, sigma, ViewSpace(), ["a", "b"], "per_dim")
     assert len(places_of(each)) == 40 and all(place.outline is None for place in places_of(each))
     assert places_of(UniformViews(ViewSpace(), ["a"])) == []
+    grid = ViewDistribution(torch.full((1, 31), 1 / 31), torch.zeros(1, 31, 6), torch.full((1, 31, 6), 0.1), ViewSpace(), ["a"])
+    assert places_of(grid) == []
 
 
 def test_the_map_leaves_empty_fields_white_and_marks_those_of_few_views() -> None:

@@ -6,12 +6,15 @@ from ...functional.viewpoints import azimuth_and_elevation
 from ...report.view_components import Component, mixture_components
 from .distribution import UniformViews, ViewDistribution
 
-_DRAWN = 20
+_DRAWN, _MANY = 20, 30
 
 
 def places_of(distribution: ViewDistribution | UniformViews) -> list[Component]:
-    """The components of all objects; of a ``per_dim`` mixture, whose components are no places, 20 views of each object."""
-    if isinstance(distribution, UniformViews):
+    """The components of all objects; of a ``per_dim`` mixture, whose components are no places, 20 views of each object.
+
+    None of uniform views, nor of a mixture of more than 30, such as a grid: they would cover the map.
+    """
+    if isinstance(distribution, UniformViews) or distribution.components > _MANY:
         return []
     if distribution.mixture == "joint":
         return mixture_components(distribution.weights, distribution.mean, distribution.sigma, distribution.space)
