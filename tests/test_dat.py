@@ -133,6 +133,10 @@ def test_the_nearest_code_however_it_is_chunked(monkeypatch: pytest.MonkeyPatch)
     vectors, codes = torch.randn(50, 6), torch.randn(9, 6)
     expected = torch.cdist(vectors, codes).argmin(1)
     assert torch.equal(nearest(vectors, codes), expected)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(nearest(codes, codes + 1e-3 * torch.randn(9, 6)), torch.arange(9))
+        near = torch.stack([torch.ones(6), torch.full((6,), 1.001)])
+        assert torch.equal(nearest(near, near), torch.arange(2))
     monkeypatch.setattr("robust_pl.nets.discretizer._CHUNK", 30)
     assert torch.equal(nearest(vectors, codes), expected)
 

@@ -144,6 +144,7 @@ def test_pixel_adain_by_hand() -> None:
         (lambda files: Stylize("none.pth", files[1]), FileNotFoundError, "no file of weights at none.pth"),
         (lambda files: Stylize(files[1], files[1]), ValueError, "Build the network that it was saved from"),
         (lambda files: Stylize(*files)(torch.rand(2, 1, 8, 8), torch.arange(2), torch.arange(2)), ValueError, "1 channel"),
+        (lambda files: Stylize(*files)(*batch(2, 8)), ValueError, r"images of \(8, 8\) pixels have no statistics"),
     ],
 )
 def test_bad_arguments(build: Callable[[Files], object], error: type[Exception], message: str, files: Files) -> None:

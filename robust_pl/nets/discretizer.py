@@ -118,9 +118,10 @@ class PatchCodebook(Discretizer):
 def nearest(vectors: Tensor, codes: Tensor) -> Tensor:
     """Position of the nearest code of each vector in squared Euclidean distance, (N, D) and (K, D) -> int64 (N,).
 
-    Chunked, since all distances at once may not fit into memory.
+    Chunked, since all distances at once may not fit into memory; never in half precision, which takes near codes for one.
     """
-    lengths = codes.square().sum(1)
     step = max(1, _CHUNK // len(codes))
-    # The vector's own length is the same for all codes.
-    return torch.cat([(lengths - 2 * part @ codes.T).argmin(1) for part in vectors.split(step)])
+    with torch.autocast(vectors.device.type, enabled=False):
+        lengths = codes.square().sum(1)
+        # The vector's own length is the same for all codes.
+        return torch.cat([(lengths - 2 * part @ codes.T).argmin(1) for part in vectors.split(step)])

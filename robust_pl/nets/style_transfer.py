@@ -12,6 +12,8 @@ from ..functional.moments import channel_moments, match_moments
 from .reference import find_file
 from .weights import fill, read_tensors
 
+_STEP = 8
+
 
 class StyleTransfer(nn.Module):
     """Style transfer in the features of a VGG-19 (Huang and Belongie 2017, arXiv 1703.06868); it is never trained here.
@@ -41,7 +43,17 @@ class StyleTransfer(nn.Module):
     @torch.no_grad()
     def moments(self, styles: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation of the channels of ``relu4_1``, pixels (B, 3, H, W) -> (B, 512, 1, 1) twice."""
-        return channel_moments(self.encoder(styles))
+        return channel_moments(self.features(styles))
+
+    def features(self, x: Tensor) -> Tensor:
+        """Channels of ``relu4_1``, pixels (B, 3, H, W) -> (B, 512, H / 8, W / 8).
+
+        Raises:
+            ValueError: if a side has 8 pixels or less, of which one place is left.
+        """
+        if min(x.shape[2:]) <= _STEP:
+            raise ValueError(f"images of {tuple(x.shape[2:])} pixels have no statistics in VGG-19: take 64 or more")
+        return self.encoder(x)
 
     @torch.no_grad()
     def forward(self, content: Tensor, mean: Tensor, std: Tensor, alpha: float = 1.0) -> Tensor:
@@ -55,7 +67,7 @@ class StyleTransfer(nn.Module):
         """
         height, width = content.shape[2:]
         # Sides that 8 does not divide come back longer.
-        out = self.decoder(match_moments(self.encoder(content), mean, std, alpha))
+        out = self.decoder(match_moments(self.features(content), mean, std, alpha))
         return out[:, :, :height, :width].clamp(0, 1)
 
 
