@@ -31,7 +31,7 @@ def bars(title: str, names: Sequence[str], series: Sequence[tuple[str, int, list
     """
     traces = []
     for label, place, values in series:
-        ends = [(value if isinstance(value, tuple) else (value,) * 3) if value is not None else (None,) * 3 for value in values]
+        ends = [value if isinstance(value, tuple) else (value, None, None) for value in values]
         traces.append(
             {
                 "type": "bar",
