@@ -53,6 +53,8 @@ def test_the_result_is_that_of_the_sample_and_not_of_the_batch(name: str) -> Non
     assert torch.equal((whole * 255).round() / 255, whole)
     order = torch.tensor([4, 1, 2])
     assert torch.equal(corrupt(x[order], name, 3, index[order]), whole[order])
+    last = x.to(memory_format=torch.channels_last)
+    assert torch.equal(corrupt(last, name, 3, index), whole)
     assert not torch.equal(whole, x)
     same = torch.equal(corrupt(x, name, 3, index, seed=1), whole)
     fixed = {"defocus_blur", "zoom_blur", "brightness", "contrast", "pixelate", "jpeg_compression", "gaussian_blur", "saturate"}

@@ -85,7 +85,7 @@ def corrupt(
     size = max(1, _VALUES.get(device.type, _VALUES["cpu"]) // max(1, x[:1].numel()))
     parts = []
     for part, own in zip(x.to(device).split(size), keys.split(size), strict=True):
-        pixels = (part.double() * 255).round() / 255
+        pixels = (part.contiguous().double() * 255).round() / 255
         parts.append(truncated(_MAKERS[name](pixels, Draws(own), *parameters)).to(x.dtype))
     return torch.cat(parts).to(x.device)
 
