@@ -183,6 +183,7 @@ CONFIG = TINY.replace("class_path: PGDAT", "class_path: AdaptiveSmoothing").repl
 )
 
 
+@pytest.mark.slow
 def test_resumed_equals_uninterrupted_and_loads_its_networks_again(robust_pl: Callable[..., None], tiny: Path) -> None:
     for name, method in (("standard", "StandardTraining"), ("robust", "PGDAT")):
         robust_pl("fit", "-c", tiny, "--model", method, "--trainer.max_epochs", 1, "--run.name", name)

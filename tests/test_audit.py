@@ -202,6 +202,7 @@ def test_what_was_not_kept_is_said(tmp_path: Path) -> None:
 # Bytes that make a shard another one ------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_byte_changed_anywhere_in_a_shard_is_found_and_stops_nothing(folder: Path) -> None:
     path = folder / "shards/00000016.safetensors"
     content = path.read_bytes()

@@ -31,6 +31,7 @@ def trained(robust_pl: CLI, tiny: Path) -> Path:
     return tiny
 
 
+@pytest.mark.slow
 def test_trained_tested_loaded_audited(robust_pl: CLI, trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
     best = "runs/tiny/checkpoints/best.ckpt"
     saved = torch.load(best, weights_only=True)
@@ -83,6 +84,7 @@ def test_trained_tested_loaded_audited(robust_pl: CLI, trained: Path, capsys: py
         assert message in str(error.value)
 
 
+@pytest.mark.slow
 def test_stopped_in_the_middle_of_the_average_it_goes_on(
     robust_pl: CLI, trained: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -110,6 +112,7 @@ def test_stopped_in_the_middle_of_the_average_it_goes_on(
         assert Path("runs/tiny", name, "predictions.csv").read_bytes() == Path(whole, "predictions.csv").read_bytes()
 
 
+@pytest.mark.slow
 def test_monitors(robust_pl: CLI, tiny: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         robust_pl("fit", "-c", tiny, "--run.monitor", "val_ema/acc_worst")

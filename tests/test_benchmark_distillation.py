@@ -67,6 +67,7 @@ def test_where_nobody_is_right_there_is_no_nsd() -> None:
     assert found["accuracy"].theirs == 0 and found["worst class"].difference == 50
 
 
+@pytest.mark.slow
 def test_the_bootstrap_is_paired_stratified_and_seeded() -> None:
     paired, draws = benchmark("paired"), np.random.default_rng(0)
     labels = draws.integers(10, size=1797)

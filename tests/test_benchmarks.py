@@ -34,6 +34,7 @@ def test_ratios_are_taken_between_neighbours(timing):
     assert (summary["ours_median_s"], summary["lean_median_s"]) == (3.0, 2.0)
 
 
+@pytest.mark.slow
 def test_callbacks_report_a_ratio_each(tmp_path):
     file = tmp_path / "callbacks.json"
     command = "--net SmallCNN --batch-size 8 --steps 2 --pairs 2 --threads 1 --json"
@@ -50,6 +51,7 @@ def test_callbacks_report_a_ratio_each(tmp_path):
     assert "with the defaults at most 1.02" in done.stdout
 
 
+@pytest.mark.slow
 def test_overhead_reports_both_ratios(tmp_path):
     file = tmp_path / "overhead.json"
     command = "--net SmallCNN --batch-size 8 --steps 2 --pairs 2 --threads 1 --json"

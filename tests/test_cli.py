@@ -266,6 +266,7 @@ def test_a_network_that_passes_its_arguments_on_is_rebuilt(robust_pl: CLI, tiny:
     assert net(torch.rand(2, 1, 8, 8)).shape == (2, 10)
 
 
+@pytest.mark.slow
 def test_fractions_in_a_checkpoint_are_read_without_the_command_line(robust_pl: CLI, tiny: Path) -> None:
     robust_pl("fit", "-c", tiny, "--trainer.max_epochs", 1, "--model.init_args.attack.init_args.eps", "8/255")
     code = f"from robust_pl.methods import PGDAT; print(PGDAT.load_from_checkpoint({BEST!r}).attack.eps)"

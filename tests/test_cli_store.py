@@ -106,6 +106,7 @@ def test_the_report_lies_beside_the_table(robust_pl: CLI, trained: Path) -> None
 # Audit ------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_audit_in_a_fresh_process_passes_and_finds_a_changed_byte(robust_pl: CLI, trained: Path) -> None:
     robust_pl("test", "--ckpt_path", BEST, *SMALL)
 
@@ -142,6 +143,7 @@ def test_audit_finds_the_checkpoint_from_an_evaluation_elsewhere(
     robust_pl("audit", "far/from/here/mine", "--ckpt_path", BEST)
 
 
+@pytest.mark.slow
 def test_attacks_among_the_trainers_callbacks_are_part_of_what_was_asked(robust_pl: CLI, trained: Path) -> None:
     for steps in (1, 4, 1):
         callback = f"{{class_path: robust_pl.callbacks.PGD, init_args: {{eps: 0.1, steps: {steps}}}}}"
@@ -152,6 +154,7 @@ def test_attacks_among_the_trainers_callbacks_are_part_of_what_was_asked(robust_
     assert len(list(Path("runs/tiny").glob("*/store.json"))) == 4
 
 
+@pytest.mark.slow
 def test_other_numbers_of_samples_for_the_flags_are_computed(robust_pl: CLI, trained: Path) -> None:
     robust_pl("fit", "-c", trained, "--trainer.max_epochs", 12, "--run.name", "better")
     best = "runs/better/checkpoints/best.ckpt"

@@ -294,6 +294,7 @@ def robust(attack, net, x, y):
 SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("mlp_pgd_at", "cnn_pgd_at", "cnn_trades")]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["linear_pgd_at", *SLOW])
 def test_it_is_stronger_than_pgd_and_near_autoattack(name):
     """Of 360 digits PGD-20, CR and AutoAttack left standing 257, 230 and 230 (linear), 285, 282 and 282 (MLP), 283, 276 and 276

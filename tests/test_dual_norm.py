@@ -308,6 +308,7 @@ trainer: {max_epochs: 3, logger: false, enable_progress_bar: false, enable_model
 """
 
 
+@pytest.mark.slow
 def test_resumed_equals_uninterrupted_and_loads_as_the_adaptive_network(
     robust_pl: Callable[..., None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -401,6 +401,7 @@ def test_a_teacher_replaces_labels_and_must_know_the_classes(tmp_path):
 # The command line ----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_run_from_yaml(robust_pl, tiny: Path):
     write(Path())
     robust_pl("fit", "-c", tiny, "--trainer.max_epochs", 1, "--run.name", "teacher")

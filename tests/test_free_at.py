@@ -155,6 +155,7 @@ class Crash(Callback):
             raise RuntimeError("crash")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("schedule", ["Cosine", "MultiStep"])
 @pytest.mark.parametrize("stop", ["tests.stopper.StopAfterEpoch", "tests.test_free_at.Crash"])
 def test_resumed_equals_uninterrupted_with_its_perturbation(

@@ -221,6 +221,7 @@ def test_passes_of_even_and_odd_batches(build: Callable[..., GuidedFGSM], accumu
     assert (method.attack.forwards, method.attack.backwards) == (2 * 7 * 8, 2 * 5 * 8)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["NuAT", "GAT"])
 def test_resumed_in_the_middle_of_an_epoch(robust_pl: Callable[..., None], tiny: Path, method: str) -> None:
     """An odd number of batches an epoch, and a checkpoint after an odd number of them."""

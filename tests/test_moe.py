@@ -494,6 +494,7 @@ def test_mixed_labels_and_another_objective_train(objective: Any) -> None:
     assert trainer.callback_metrics["train/loss"].isfinite() and trainer.callback_metrics["train/router_loss"].isfinite()
 
 
+@pytest.mark.slow
 def test_the_benchmark_counts_what_each_way_computes(tmp_path: Path) -> None:
     file = tmp_path / "moe.json"
     command = "--pairs 1 --batch-size 4 --size 16 --json"

@@ -156,6 +156,7 @@ def take(size: int) -> None:
     torch.ones(size, dtype=torch.uint8)
 
 
+@pytest.mark.slow
 @LINUX
 def test_the_process_without_validation() -> None:
     monitor, lighter = ComputeMonitor(show=False), ComputeMonitor(show=False)

@@ -147,6 +147,7 @@ def test_sources_stay_as_they_are_and_out_of_checkpoint_and_optimizer(tmp_path: 
     assert optimized == {id(p) for p in defence.net.parameters()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sampler", ["random", "top_k"])
 def test_resumed_equals_uninterrupted(robust_pl: Callable[..., None], tiny: Path, sampler: str) -> None:
     robust_pl("fit", "-c", tiny, "--model", "StandardTraining", "--trainer.max_epochs", 1, "--run.name", "source")

@@ -234,6 +234,7 @@ def cli(tiny: Path, *more: Any) -> tuple[Any, ...]:
     return "fit", "-c", tiny, *model, "--model.init_args.criticality.epochs", 1, "--model.init_args.tolerance", 1, *more
 
 
+@pytest.mark.slow
 def test_resumed_equals_uninterrupted(robust_pl: Callable[..., None], tiny: Path) -> None:
     common = cli(tiny)
     robust_pl(*common, "--run.name", "whole")

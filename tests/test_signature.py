@@ -211,6 +211,7 @@ def test_a_run_patches_only_the_first_layers_and_computes_statistics_again(tmp_p
     assert method.made_of["nbytes"] < 2 * 1.3 * sum(nets["std"][name].numel() for name in names)
 
 
+@pytest.mark.slow
 def test_from_the_command_line(tiny: Path, robust_pl: Callable[..., None], tmp_path: Path) -> None:
     paths = files(tmp_path)
     own = [f"--model.{name}={path}" for name, path in (("base", paths["base"]), ("std", paths["std"]))]

@@ -469,6 +469,7 @@ def test_a_checkpoint_of_other_ingredients_is_refused(tmp_path: Path) -> None:
 # The command line ----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_soups_from_the_command_line(tiny: Path, robust_pl: Callable[..., None], tmp_path: Path) -> None:
     for name in ("a", "b"):
         robust_pl("fit", "-c", tiny, "--run.name", name, "--run.output_dir", "in", "--trainer.max_epochs=1")

@@ -269,6 +269,7 @@ def test_the_network_of_the_protocol() -> None:
         assert seen[0].min() < 0, "nothing is cut off before the pooling"
 
 
+@pytest.mark.slow
 def test_on_the_command_line(robust_pl: Callable[..., None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root = write(tmp_path)
     monkeypatch.chdir(tmp_path)

@@ -96,6 +96,7 @@ def test_a_config_names_file_and_network(
     assert stopped.value.code == 2 and "teacher.pt: " in error and "mismatched" in error and error.count("\n") == 0
 
 
+@pytest.mark.slow
 def test_missing_weights_are_one_line_and_exit_with_2(tiny: Path) -> None:
     source = "{class_path: TrainedNet, init_args: {source: runs/teacher_robust}}"
     tiny.write_text(
