@@ -145,6 +145,8 @@ def test_mce_against_alexnet_needs_the_whole_benchmark_and_its_parameters() -> N
     growth = [errors[name] / (ALEXNET_ERRORS[name] - ALEXNET_CLEAN_ERROR) for name in BENCHMARK]
     assert record.figures["relative_mce"] == pytest.approx(np.mean(growth))
     assert any("reconstructed" in note and "43.48" in note for note in record.notes)
+    assert any("these images are of 2" in note for note in record.notes)
+    assert any("these have 32 x 32" in note for note in record.notes)
     sheet = record.sheets[1]
     assert sheet.columns[-2:] == ["CE", "relative CE"] and sheet.rows[-1][0] == "mean"
     partial = Corruptions(["fog", "frost"], table="imagenet", samples=2)(Brightness(), [(x, y)])
@@ -226,6 +228,9 @@ def test_cifar_c_files_that_do_not_fit(tmp_path: Path) -> None:
         look(torch.cat([y[:-1], torch.tensor([0])]))
     with pytest.raises(ValueError, match="holds 8 images of each severity, and the test set more"):
         Corruptions(["fog"], [1], files=str(files))(Brightness(), [(x, y, torch.arange(N) + 1)])
+    np.save(files / "fog.npy", np.zeros((48, 32, 32, 3), np.uint8))
+    with pytest.raises(ValueError, match=r"fog\.npy holds 48 images and .*labels\.npy 40 classes"):
+        look()
     np.save(files / "fog.npy", np.zeros((40, 64, 64, 3), np.uint8))
     with pytest.raises(ValueError, match=r"fog\.npy must hold colour images of 32 x 32 pixels.*\(40, 64, 64, 3\)"):
         look()

@@ -10,7 +10,7 @@ from statistics import fmean
 from ...functional.corruption_error import ALEXNET_CLEAN_ERROR, ALEXNET_ERRORS
 from ...report.record import Record
 
-_IMAGENET_CLASSES = 1000
+_IMAGENET_CLASSES, _IMAGENET_SIZE = 1000, (224, 224)
 
 
 @dataclass(frozen=True)
@@ -30,17 +30,23 @@ class Baseline:
     notes: list[str] = field(default_factory=list)
 
     @classmethod
-    def alexnet(cls, num_classes: int | None = None) -> Baseline:
+    def alexnet(cls, num_classes: int | None = None, size: tuple[int, ...] | None = None) -> Baseline:
         """AlexNet on ImageNet-C.
 
         Args:
-            num_classes: of the data that are compared with it.
+            num_classes: of the data that are compared with it; None if it is not known.
+            size: height and width of their images; None if they are not known.
         """
         notes = ["The clean error of AlexNet, 43.48 %, which the relative mCE is taken over, is reconstructed."]
         if num_classes not in (None, _IMAGENET_CLASSES):
             notes.append(
                 f"AlexNet's errors are those among 1,000 classes, and these images are of {num_classes}: here CE, mCE and "
                 "relative mCE do not compare with published ones."
+            )
+        if size and tuple(size) != _IMAGENET_SIZE:
+            notes.append(
+                f"AlexNet's errors are those on images of 224 x 224 pixels, and these have {size[0]} x {size[1]}: here CE, mCE "
+                "and relative mCE do not compare with published ones."
             )
         return cls("AlexNet", {(name, 0): error for name, error in ALEXNET_ERRORS.items()}, ALEXNET_CLEAN_ERROR, notes)
 

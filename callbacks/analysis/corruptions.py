@@ -81,13 +81,13 @@ class Corruptions(Analysis):
             raise ValueError(f"table={table} has no effect on files={files}: leave one of them out")
         self.corruptions, self.severities, self.table = list(corruptions), list(severities), table
         self.files, self.reference, self.seed = files, reference, seed
-        self._data: Any = None
+        self._classes: int | None = None
         self._size: tuple[int, ...] = ()
         self._source: CorruptedFiles | None = None
         self._baseline: Baseline | None = None
 
     def begin(self, model: nn.Module, data: Any) -> None:
-        self._data = data
+        self._classes = getattr(data, "num_classes", None)
         self._size = tuple(getattr(data, "image_shape", ()))
         if self._size and self._size[0] != 3:
             raise ValueError(
@@ -102,8 +102,9 @@ class Corruptions(Analysis):
             self._source = open_files(Path(self.files), self.corruptions, self.severities, data)
 
     def look(self, model: nn.Module, x: Tensor, y: Tensor, index: Tensor) -> None:
-        self._size = tuple(x.shape[1:])
-        right = [self.ask(model, x).argmax(1) == y]
+        logits = self.ask(model, x)
+        self._size, self._classes = tuple(x.shape[1:]), logits.shape[1]
+        right = [logits.argmax(1) == y]
         for name in self.corruptions:
             for severity in self.severities:
                 right.append(self.ask(model, self._corrupted(x, y, name, severity, index)).argmax(1) == y)
@@ -155,7 +156,7 @@ class Corruptions(Analysis):
 
     def _alexnet(self) -> Baseline | None:
         whole = set(self.corruptions) == set(BENCHMARK) and set(self.severities) == set(SEVERITIES)
-        return Baseline.alexnet(getattr(self._data, "num_classes", None)) if whole and self._table() == "imagenet" else None
+        return Baseline.alexnet(self._classes, self._size[-2:]) if whole and self._table() == "imagenet" else None
 
     def _notes(self) -> list[str]:
         if self.files is not None:

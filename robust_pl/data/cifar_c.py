@@ -47,6 +47,11 @@ class CIFARCFiles:
                     f"{images.path} must hold colour images of 32 x 32 pixels, uint8 (5 N, 32, 32, 3), not {images.dtype} "
                     f"{images.shape}"
                 )
+            if len(images) > len(self.labels):
+                raise ValueError(
+                    f"{images.path} holds {len(images)} images and {labels.path} {len(self.labels)} classes, which must be as "
+                    "many as there are images at all five severities: fetch both again"
+                )
             if len(images) < max(severities) * len(self):
                 raise ValueError(
                     f"{images.path} holds {len(images)} images, and with {len(self)} of each severity "
