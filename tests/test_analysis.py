@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.plugins.precision import DoublePrecision
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from robust_pl.callbacks import Analysis
+from robust_pl.callbacks import Analysis, RobustEvaluation
 from robust_pl.report import HeatMap, Lines, Record, Sheet, plot_record
 
 
@@ -95,6 +97,44 @@ def test_callback_writes_record_and_picture(tmp_path: Path) -> None:
     (folder / "light.json").write_text(json.dumps({"kind": 1, "other": 2}))
     with pytest.raises(ValueError, match=r"light\.json holds no record"):
         Record.read(folder / "light.json")
+
+
+class Read(Brightness):
+    """The type of what it saw."""
+
+    def look(self, model: nn.Module, x: Tensor, y: Tensor, index: Tensor) -> None:
+        assert x.dtype == torch.float64
+        super().look(model, x, y, index)
+
+
+class Interrupted(RobustEvaluation):
+    finished = frozenset([0, 4])  # type: ignore[assignment]
+
+
+class Stored:
+    """A test set of which one batch is not finished."""
+
+    eval_batch_size = 2
+
+    @property
+    def test_set(self) -> Stored:
+        return self
+
+    def __len__(self) -> int:
+        return 7
+
+    def read(self, index: Tensor, keys: None) -> tuple[Tensor, Tensor]:
+        x, y = data().tensors
+        return x[index], y[index]
+
+
+def test_batches_of_an_interrupted_test_are_seen_in_its_precision() -> None:
+    analysis = Read()
+    trainer = SimpleNamespace(
+        datamodule=Stored(), callbacks=[Interrupted()], global_rank=0, world_size=1, precision_plugin=DoublePrecision()
+    )
+    analysis._catch_up(trainer, Net().double())  # type: ignore[arg-type]
+    assert torch.cat(analysis._kept["index"]).tolist() == [0, 1, 4, 5]
 
 
 def test_record_without_curves_has_no_picture() -> None:

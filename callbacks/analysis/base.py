@@ -191,6 +191,7 @@ class Analysis(Callback, ABC):
         for first in sorted(finished)[trainer.global_rank :: trainer.world_size]:
             index = torch.arange(first, min(first + data.eval_batch_size, len(data.test_set)))
             x, y = (part.to(pl_module.device) for part in data.test_set.read(index, None))
+            x = trainer.precision_plugin.convert_input(x)  # as Lightning does with the others
             self.on_test_batch_end(trainer, pl_module, None, (x, y, index), 0)
 
     def _write(self, trainer: Trainer, record: Record) -> None:
