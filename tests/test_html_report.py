@@ -20,7 +20,7 @@ from robust_pl.callbacks.store.store import seal
 from robust_pl.evaluation.baselines import read_baselines
 from robust_pl.evaluation.gather import gather
 from robust_pl.metrics.effective_robustness import Baseline
-from robust_pl.report import interval
+from robust_pl.report import Record, interval
 from robust_pl.report.html import as_page, paper_markdown, paper_tables
 from robust_pl.report.html.contenders import contenders, verdicts
 from robust_pl.report.html.training import _thinned
@@ -417,6 +417,18 @@ def test_networks_of_other_data_have_a_table_of_their_own(run: Path, tmp_path: P
     assert "**" not in paper_markdown(gather([run, other]))  # nothing is compared
 
 
+def test_table_says_where_corruptions_were_not_measured_alike(run: Path, tmp_path: Path) -> None:
+    other = make_run(tmp_path / "other")
+    add_test(other, PGD, {})
+    for folder in (run, other):
+        add_analyses(folder)
+    said = "Corruptions were not measured alike"
+    assert said not in paper_markdown(gather([run, other]))
+    path = other / "analysis/test/corruptions.json"
+    path.write_text(replace(Record.read(path), about={"settings": {"reference": "runs/a.json"}}).as_json())
+    assert said in paper_markdown(gather([run, other]))
+
+
 # Shifts --------------------------------------------------------------------------------------------------------------
 
 
@@ -444,6 +456,9 @@ def test_shifts_of_imagenet_are_compared_on_their_own_classes(tmp_path: Path) ->
     rows = Page(text).tables["Natural shifts, accuracies in %"][1:]
     assert [row[1:4] for row in rows] == [["ImageNetV2", "87.50", "62.50"], ["ImageNetA", "–", "62.50"]]  # noqa: RUF001
     assert rows[0][5] != "–" and rows[1][5] == "–" and "on the same classes" in text  # noqa: RUF001
+    add_test(folder, FGSM, {}, folder="test-3b", data="ImageNetEDataModule", first_16="e")
+    rows = Page(as_page(gather([folder]))).tables["Natural shifts, accuracies in %"][1:]
+    assert rows[2][1:5] == ["ImageNetE", "–", "87.50", "–"]  # noqa: RUF001  the drop is from the original images
     part = {"classes": "imagenet_a"}
     add_test(folder, FGSM, {}, folder="test-4", data="ImageNetSubsetDataModule", first_16="s", settings=part)
     rows = Page(as_page(gather([folder]))).tables["Natural shifts, accuracies in %"][1:]

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..markdown import rows as markdown_rows
+from ..record import Record
 from ..summary import CLEAN, WORST
 from .contenders import Contender, contenders, data_sets, verdicts
 from .run import Run
@@ -19,6 +20,7 @@ from .run import Run
 _ELSEWHERE = ("run", "report", "evaluation", "ckpt_path")
 _NO_MATTER = ("seed", "seed_everything", "enable_progress_bar", "enable_model_summary", "logger", "data_dir", "num_workers")
 _CORRUPTIONS = {"mean": ("corruptions", 1), "mce": ("mCE", -1), "relative_mce": ("relative mCE", -1)}
+_ASKED = ("settings", "images", "parameters", "samples")
 _SAID = {CLEAN: "clean", WORST: "worst"}
 
 
@@ -136,19 +138,30 @@ def _table(data: str, rows: Sequence[Contender], others: Sequence[str]) -> Paper
         values = [[measured[k][column] for k in group if column in measured[k]] for column in columns]
         lines.append((_label([rows[k] for k in group]), values))
     seeds = list(map(len, groups))
-    return PaperTable(data, list(columns), lines, seeds, _notes(judged.right, seeds))
+    return PaperTable(data, list(columns), lines, seeds, _notes(judged.right, seeds) + _corruption_notes(rows))
 
 
 def _corruptions(row: Contender) -> list[tuple[PaperColumn, float]]:
     found = []
-    for run in row.runs:
-        # Analyses look at raw weights.
-        folders = [test.folder for test in run.tests if not test.weights and any(test is own for own in row.tests)]
-        for one in run.analyses:
-            if one.record.kind == "Corruptions" and one.folder in folders:
-                known = {key: one.record.figures.get(key) for key in _CORRUPTIONS}
-                found += [(PaperColumn(*_CORRUPTIONS[key]), value) for key, value in known.items() if value is not None]
+    for record in _corruption_records(row):
+        known = {key: record.figures.get(key) for key in _CORRUPTIONS}
+        found += [(PaperColumn(*_CORRUPTIONS[key]), value) for key, value in known.items() if value is not None]
     return found
+
+
+def _corruption_records(row: Contender) -> list[Record]:
+    """What analyses found, which look at raw weights."""
+    found = []
+    for run in row.runs:
+        folders = [test.folder for test in run.tests if not test.weights and any(test is own for own in row.tests)]
+        found += [one.record for one in run.analyses if one.record.kind == "Corruptions" and one.folder in folders]
+    return found
+
+
+def _corruption_notes(rows: Sequence[Contender]) -> list[str]:
+    """A sentence, where the first record of each row was not measured in the same way."""
+    asked = [json.dumps([found[0].about.get(key) for key in _ASKED]) for row in rows if (found := _corruption_records(row))]
+    return ["Corruptions were not measured alike, see the settings of that analysis."] if len(set(asked)) > 1 else []
 
 
 def _notes(right: Sequence[tuple[Contender, Mapping[str, Any]]], seeds: Sequence[int]) -> list[str]:

@@ -13,6 +13,8 @@ from .contenders import Contender, contenders, data_sets
 from .run import Run, Tested, name_of_data, settings_of
 
 _SUBSET, _WHOLE = "ImageNetSubset", "ImageNet"
+_OWN = ("ImageNetE", "ImageNetV", "CueConflict")
+"""Sets of images that were made of others: ImageNet's validation set, all of it, is not what they were made of."""
 _KNOWN = {shift.replace("_", ""): shift for shift in SHIFTS}
 
 
@@ -45,7 +47,7 @@ def shift_sections(runs: Sequence[Run], baselines: Mapping[str, Baseline] | None
         blocks.append(
             Text(
                 "No accuracy without the shift: it has to be measured on the same classes, with ImageNetSubsetDataModule and "
-                "classes such as imagenet_a."
+                "classes such as imagenet_a. Of ImageNet-E report the tests alone, that of the original images first."
             )
         )
     return [Section("Natural shifts", blocks)]
@@ -61,15 +63,18 @@ def shift_rows_of(row: Contender, names: Sequence[str], baselines: Mapping[str, 
         if not tests or name == home or kind == _SUBSET:
             continue
         shift = _KNOWN.get(kind.lower())
-        acc_id = _without(row, SHIFTS.get(shift or "", ""), home)
+        acc_id = _without(row, kind, SHIFTS.get(shift or "", ""), home)
         baseline = baselines.get(name) or (standard_baseline(shift) if shift else None)
         expected = None if baseline is None or math.isnan(acc_id) else baseline.expected(acc_id)
         found.append(ShiftRow(name, acc_id, _clean(tests[0]), expected))
     return found
 
 
-def _without(row: Contender, base: str, home: str) -> float:
+def _without(row: Contender, kind: str, base: str, home: str) -> float:
     """Accuracy without the shift: on the data of the training, or for ImageNet's on ImageNet, all of it or the same classes."""
+    homes = {_kind(test) for test in row.tests if test.data == home}
+    if kind in _OWN and kind not in homes:
+        return math.nan
     for test in row.tests:
         asked = settings_of(test.table.meta.get("config", {}).get("data"))
         part = f"imagenet_on_{str(asked.get('classes')).removeprefix('imagenet_')}"
