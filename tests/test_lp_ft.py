@@ -13,6 +13,7 @@ from lightning.pytorch import Callback, Trainer
 from sklearn.linear_model import LogisticRegression
 from torch import nn
 
+from robust_pl.callbacks import FGSM
 from robust_pl.data import DigitsDataModule
 from robust_pl.methods import LPFT
 from robust_pl.methods.natural.lp_ft import STRENGTHS, regressions
@@ -27,6 +28,12 @@ FEW = [1e-3, 0.03, 1.0]
 def net(width: int = 4) -> SmallCNN:
     torch.manual_seed(0)
     return SmallCNN(width=width)
+
+
+def without_bias() -> SmallCNN:
+    built = net()
+    built.head.bias = None
+    return built
 
 
 class AtStart(Callback):
@@ -81,6 +88,22 @@ def test_fine_tuning_moves_all_weights_and_no_statistics() -> None:
             assert torch.equal(tensor, start.state[name]) == (freeze and ("running" in name or "tracked" in name)), name
 
 
+def test_a_run_that_is_resumed_within_an_epoch_moves_no_statistics(tmp_path: Path) -> None:
+    class Save(Callback):
+        def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
+            trainer.save_checkpoint(tmp_path / f"{trainer.global_step}.ckpt")
+
+    fit(LPFT(net(), strengths=[1.0]), (Save(),))
+    method, start = LPFT(net(), strengths=[1.0]), AtStart()
+    trainer = Trainer(max_epochs=1, limit_train_batches=3, callbacks=[start], **QUIET)
+    trainer.fit(method, DigitsDataModule(batch_size=64, eval_batch_size=100), ckpt_path=tmp_path / "1.ckpt")
+    assert trainer.global_step == 3
+    statistics = [name for name in start.state if "running" in name or "tracked" in name]
+    assert statistics and not torch.equal(method.net.head.weight, start.state["linear.weight"])
+    for name in statistics:
+        assert torch.equal(method.net.state_dict()[name], start.state[name]), name
+
+
 def test_regressions_of_two_classes_and_the_penalty() -> None:
     """With a strong penalty nothing but the prior is left; two classes have two rows whose difference is the logit."""
     generator = np.random.default_rng(0)
@@ -100,6 +123,8 @@ def test_regressions_of_two_classes_and_the_penalty() -> None:
         (lambda: LPFT(net(), strengths=[0.0]), "from above 0"),
         (lambda: LPFT(net(), samples=0), "samples=0"),
         (lambda: LPFT(nn.Sequential(nn.Flatten(), nn.Linear(64, 10))), "Sequential has no forward_features or no linear head"),
+        (lambda: LPFT(without_bias()), "the head of SmallCNN has no bias"),
+        (lambda: LPFT(net(), FGSM(0.1, bn_mode="train")), "attack.bn_mode='train' moves statistics that freeze_bn keeps"),
         (lambda: fit(LPFT(net(), strengths=[1.0]), val_size=0), "LPFT chooses on validation samples and there are none"),
         (lambda: fit(LPFT(net(), strengths=[1.0], samples=8)), "hold no image of class"),
     ],

@@ -55,8 +55,8 @@ class LPFT(Method):
         num_classes: see :class:`Method`.
 
     Raises:
-        ValueError: if ``strengths`` are not positive; if there is no linear head; before training, if there are no validation
-            samples, or a class is missing among the training samples.
+        ValueError: if ``strengths`` are not positive; if there is no linear head with a bias; if the attack would move frozen
+            statistics; before training, if there are no validation samples, or a class is missing among the training samples.
     """
 
     def __init__(
@@ -80,6 +80,12 @@ class LPFT(Method):
             raise ValueError(f"samples={samples} must be at least 1, or null for all")
         if not isinstance(getattr(net, "head", None), nn.Linear) or not hasattr(net, "forward_features"):
             raise ValueError(f"{type(net).__name__} has no forward_features or no linear head to fit: choose another net")
+        if net.head.bias is None:
+            raise ValueError(f"the head of {type(net).__name__} has no bias, and a regression has one: choose another net")
+        if freeze_bn and self.attack is not None and self.attack.bn_mode == "train":
+            raise ValueError(
+                "attack.bn_mode='train' moves statistics that freeze_bn keeps: set it to eval, or freeze_bn to false"
+            )
         self.standardise, self.samples, self.freeze_bn = standardise, samples, freeze_bn
         self.strength: float | None = None
         """C of the head that was taken; None before."""
@@ -97,7 +103,9 @@ class LPFT(Method):
             self.to(self.trainer.strategy.root_device)
             self.fit_head()
 
-    def on_train_epoch_start(self) -> None:
+    def on_train_start(self) -> None:
+        # Not as an epoch starts: a run that is resumed within one does not come by there. Lightning keeps modes.
+        super().on_train_start()
         for module in self.net.modules() if self.freeze_bn else ():
             if isinstance(module, _NormBase):
                 module.eval()
@@ -124,8 +132,7 @@ class LPFT(Method):
         with torch.no_grad():
             head: nn.Linear = self.net.head  # type: ignore[assignment]
             head.weight.copy_(found[best][1])
-            if head.bias is not None:
-                head.bias.copy_(found[best][2])
+            head.bias.copy_(found[best][2])
         scored = enumerate(zip(self.strengths, found, strict=True))
         rows = [(f"{c:.1e}", f"{one[0]:.2%}", "taken" if i == best else "") for i, (c, one) in scored]
         show(self.trainer, f"Linear probing on {len(y)} training samples:", ("C", "validation", ""), rows)
