@@ -7,13 +7,17 @@ from collections.abc import Callable
 import pytest
 import torch
 import torch.nn.functional as F
+from lightning.pytorch import Trainer
 from torch import Tensor, nn
 
+from robust_pl.data import DigitsDataModule
 from robust_pl.data.augmix import AugMixChains
 from robust_pl.methods import AugMax
 from robust_pl.methods.natural.augmax import AugMaxExample, mixture
 from robust_pl.nets import DualBatchNorm, DualNet, DuBINNet, ResNet18, SmallCNN
 from robust_pl.nets.dubin import InstanceBatchNorm
+
+from .test_methods import QUIET
 
 Batch = tuple[Tensor, Tensor, Tensor]
 
@@ -138,6 +142,12 @@ def test_draws_belong_to_seed_and_sample() -> None:
     for name in ("x_adv", "x_mix"):
         torch.testing.assert_close(getattr(part, name), getattr(whole, name)[5:9])
         assert not torch.equal(getattr(method(steps=1, seed=1).craft((x, y, index)), name), getattr(whole, name))
+
+
+def test_half_precision_is_refused_before_training() -> None:
+    trainer = Trainer(max_steps=1, precision="16-true", **QUIET)
+    with pytest.raises(ValueError, match="precision 16 rounds small gradients of mixing weights to 0"):
+        trainer.fit(method(), DigitsDataModule(batch_size=16))
 
 
 def test_mixed_labels() -> None:

@@ -59,7 +59,7 @@ class AugMax(Method):
     Args:
         net: a network in a DualNet, such as DuBINNet.
         chains: what is mixed; None takes AugMix's of severity 3, three chains of one to three operations.
-        steps: of the search, at least 1.
+        steps: of the search, at least 1; 5 is the default of the authors' code, and their README takes 10.
         step_size: of each, in units of m and of q.
         tau: visits to a wrong prediction that a sample may make, at least 1; None never stops.
         weight: of the divergence; the authors take 10 on CIFAR-10 and Tiny ImageNet, 1 for ResNet-18 on CIFAR-100 and 12 on
@@ -69,7 +69,7 @@ class AugMax(Method):
 
     Raises:
         TypeError: if the network is no DualNet.
-        ValueError: if an argument is out of range.
+        ValueError: if an argument is out of range; before training, if gradients would be of half precision.
     """
 
     def __init__(
@@ -97,6 +97,11 @@ class AugMax(Method):
                 raise ValueError(f"{name}={value} must be at least 0")
         self.chains = AugMixChains() if chains is None else chains
         self.steps, self.step_size, self.tau, self.weight, self.seed = steps, step_size, tau, weight, seed
+
+    def setup(self, stage: str) -> None:
+        super().setup(stage)
+        if stage == "fit" and str(self.trainer.precision) in ("16-mixed", "16-true"):
+            raise ValueError("precision 16 rounds small gradients of mixing weights to 0: choose precision bf16-mixed or 32")
 
     def craft(self, batch: tuple[Tensor, ...], eps: Tensor | None = None) -> AugMaxExample:
         example = self.clean(batch)
