@@ -30,7 +30,7 @@ class Noise2Net(Augmentation):
     once. One grouped convolution runs all networks of a batch.
 
     Args:
-        max_eps: largest weight of a block in units of ``std``, above 0.
+        max_eps: largest weight of a block in units of ``std``, at least 0.
         probability: share of the samples that are changed, in [0, 1].
         hidden: channels of each of the four groups.
         std: what a deviation of 1 is in pixels; the authors perturb images that were divided by ImageNet's deviation.
