@@ -331,6 +331,17 @@ def test_imagenet_v_bad_input(tmp_path):
         ImageNetVDataModule(str(tmp_path)).setup("fit")
 
 
+def test_imagenet_v_skips_damaged_images_only_when_asked(tmp_path):
+    for i, folder in enumerate(("934", "948", "949")):
+        picture(tmp_path / folder / "0.png", grey=50 * i)
+    (tmp_path / "948" / "0.png").write_text("no image")
+    with pytest.raises(ValueError, match=r"948/0.png cannot be read as an image"):
+        list(imagenet_v(tmp_path).test_dataloader())
+    with pytest.warns(UserWarning, match=r"skipped 1 of 3 images that cannot be read: .*948/0.png"):
+        data = imagenet_v(tmp_path, skip_damaged=True)
+    assert data.test_set.read(torch.arange(2), None)[1].tolist() == [934, 949]
+
+
 # Extreme views -------------------------------------------------------------------------------------------------------
 
 

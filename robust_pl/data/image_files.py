@@ -95,24 +95,36 @@ class ImageFiles(Images):
 
     def _skip(self) -> None:
         paths = [self.path(i) for i in range(len(self))]
-        with ThreadPoolExecutor(_THREADS) as pool:
-            looked = track(
-                pool.map(_readable, paths),
-                f"Looking for damaged images in {self.root}",
-                len(paths),
-                transient=True,
-                disable=len(paths) < _SHOWN_FROM,
-            )
-            good = np.array(list(looked), bool)
+        good = undamaged(self.root, paths)
         self.skipped = [path for path, fine in zip(paths, good, strict=True) if not fine]
-        if not good.any():
-            raise ValueError(
-                f"none of the {len(paths)} images in {self.root} can be read, such as {paths[0]}: unpack the set again"
-            )
-        if self.skipped:
-            named = ", ".join(str(path) for path in self.skipped[:5]) + (", ..." if len(self.skipped) > 5 else "")
-            rank_zero_warn(f"skipped {len(self.skipped)} of {len(paths)} images that cannot be read: {named}")
         self.names, self.labels = self.names[good], self.labels[torch.from_numpy(good)]
+
+
+def undamaged(root: Path, paths: Sequence[Path]) -> np.ndarray:
+    """Which files can be read as images, bool (N,); a warning counts and names the others. Decodes every file.
+
+    Args:
+        root: that they are below, for sentences.
+        paths: of the N files.
+
+    Raises:
+        ValueError: if none can be read.
+    """
+    with ThreadPoolExecutor(_THREADS) as pool:
+        looked = track(
+            pool.map(_readable, paths),
+            f"Looking for damaged images in {root}",
+            len(paths),
+            transient=True,
+            disable=len(paths) < _SHOWN_FROM,
+        )
+        good = np.array(list(looked), bool)
+    if not good.any():
+        raise ValueError(f"none of the {len(paths)} images in {root} can be read, such as {paths[0]}: unpack the set again")
+    if skipped := [path for path, fine in zip(paths, good, strict=True) if not fine]:
+        named = ", ".join(str(path) for path in skipped[:5]) + (", ..." if len(skipped) > 5 else "")
+        rank_zero_warn(f"skipped {len(skipped)} of {len(paths)} images that cannot be read: {named}")
+    return good
 
 
 def read_image(path: Path) -> Image.Image:

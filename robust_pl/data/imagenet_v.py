@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from .base import ImageDataModule
+from .image_files import undamaged
 from .images import Images
 from .label_maps import imagenet_wnids
 from .view_files import ViewFiles, image_names
@@ -31,10 +32,12 @@ class ImageNetVDataModule(ImageDataModule):
         image_size: height and width that the network sees.
         resize: length of the shorter side before the cut in the middle.
         label_map: file that gives the classes of folders which do not say it; below ``data_dir``, or any place.
+        skip_damaged: leave out images that cannot be read, and report which, instead of refusing the first one that is met;
+            costs one more pass over the files.
 
     Raises:
         FileNotFoundError: if a folder or the file is missing.
-        ValueError: if a folder's class cannot be told.
+        ValueError: if a folder's class cannot be told, or an image cannot be read.
     """
 
     def __init__(
@@ -45,11 +48,13 @@ class ImageNetVDataModule(ImageDataModule):
         image_size: int = 224,
         resize: int = 256,
         label_map: str | None = None,
+        skip_damaged: bool = False,
     ) -> None:
         super().__init__(data_dir, eval_batch_size, eval_batch_size, num_workers, val_size=0, augment=False)
         if not 1 <= image_size <= resize:
             raise ValueError(f"image_size={image_size} must be at least 1 and at most resize={resize}")
         self.image_shape, self.resize, self.label_map = (3, image_size, image_size), resize, label_map
+        self.skip_damaged = skip_damaged
 
     @cached_property
     def class_names(self) -> list[str]:  # type: ignore[override]
@@ -75,6 +80,9 @@ class ImageNetVDataModule(ImageDataModule):
                 f"{self.data_dir} does not exist or holds no images in class folders: set data_dir or ROBUST_PL_DATA to the "
                 "unpacked ImageNet-V"
             )
+        if self.skip_damaged:
+            good = undamaged(self.data_dir, [self.data_dir / name for name in names]).nonzero()[0]
+            names, labels = [names[i] for i in good], [labels[i] for i in good]
         return ViewFiles(self.data_dir, names, torch.tensor(labels), self.image_shape[1], self.resize)
 
     def _labels(self, folders: list[str]) -> list[int]:
