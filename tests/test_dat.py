@@ -100,6 +100,16 @@ def test_by_default_the_attack_is_that_of_the_paper() -> None:
 # The codebook --------------------------------------------------------------------------------------------------------
 
 
+def test_autocast_rounds_no_perturbation_away() -> None:
+    class Convolved(Discretizer):
+        def discretize(self, x: Tensor) -> Tensor:
+            return F.conv2d(x, torch.ones(1, 1, 1, 1))
+
+    x = torch.tensor([0.9, 0.9001]).view(2, 1, 1, 1)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(Convolved()(x), x)
+
+
 def test_as_many_codes_as_squares_keep_images_as_they_are() -> None:
     x = torch.rand(6, 3, 8, 12, generator=torch.Generator().manual_seed(0))
     book = PatchCodebook(patch=4, codes=6 * 6)

@@ -20,7 +20,8 @@ _PER_CODE = 100
 class Discretizer(nn.Module, ABC):
     """Maps pixels (B, C, H, W) in [0, 1] to pixels of the same shape in [0, 1] that a finite code can express.
 
-    No gradient goes through it, and nothing in it is trained by a method. A subclass defines :meth:`discretize`, and
+    No gradient goes through it, and nothing in it is trained by a method. Autocast is off inside: half precision would round
+    away the tiny perturbations whose words are asked for. A subclass defines :meth:`discretize`, and
     :meth:`begin` if it has something to read or to learn before the first batch.
     """
 
@@ -32,7 +33,7 @@ class Discretizer(nn.Module, ABC):
         """The nearest expressible images, without a graph."""
 
     def forward(self, x: Tensor) -> Tensor:
-        with torch.no_grad():
+        with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
             return self.discretize(x).to(x.dtype)
 
 
