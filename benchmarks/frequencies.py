@@ -5,7 +5,8 @@ linf 2/255. Three that are trained here, if they are not yet: a small CNN by sta
 FR, both begun from the public weights. Of each: accuracy under low-pass and high-pass filters, clean and under PGD-20; the
 spectrum of what PGD-20 adds; the error rate under each of the central 31 x 31 waves.
 
-What was finished is not run again; trainings are processes of one thread, and everything here runs on one thread a network.
+Of trainings the last weights count, since 200 validation images cannot choose. What was finished is not run again; trainings
+are processes of one thread, and everything here runs on one thread a network.
 """
 
 from __future__ import annotations
@@ -68,7 +69,7 @@ def measure(name: str, runs: Runs, samples: int, heat_samples: int) -> list[Reco
     source, made_by = NETWORKS[name][1], ""
     if source.endswith(".yaml"):
         made_by = runs.fit(f"robust-pl fit -c {source}")
-        source = str(runs.folder / "runs" / Path(source).stem / "checkpoints" / "best.ckpt")
+        source = str(runs.folder / "runs" / Path(source).stem / "checkpoints" / "last.ckpt")
     folder = runs.folder / "records" / name
     folder.mkdir(parents=True, exist_ok=True)
     data = CIFAR10DataModule(eval_batch_size=50)
