@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 # Networks in the tests are small, and threads that wait for each other would take most of the time: here, in the processes that
@@ -54,6 +54,15 @@ trainer:
 def one_thread() -> None:
     """Networks in the tests are small, and threads that wait for each other would take most of the time."""
     torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def no_run_of_wandb_stays_open() -> Iterator[None]:
+    """wandb's run outlives the command line in one process, and the next test's logger would go on in it."""
+    yield
+    wandb = sys.modules.get("wandb")
+    if getattr(wandb, "run", None) is not None:
+        wandb.finish()
 
 
 @pytest.fixture(scope="session")

@@ -225,7 +225,10 @@ def test_failed_download_leaves_nothing(tmp_path, server, url, md5, error, messa
     assert list((tmp_path / "target").iterdir()) == []
 
 
-def test_archive_that_climbs_out_is_refused(tmp_path, server):
+@pytest.mark.parametrize("filtered", [True, False])
+def test_archive_that_climbs_out_is_refused(tmp_path, server, monkeypatch, filtered):
+    if not filtered:  # as Python 3.11.2 has it
+        monkeypatch.delattr(tarfile, "data_filter", raising=False)
     site = tmp_path / "site"
     with tarfile.open(site / "evil.tar.gz", "w:gz") as tar:
         tar.add(site / "small.tar.gz", "../escaped")

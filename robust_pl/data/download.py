@@ -55,7 +55,14 @@ def _extract(archive: Path, target: Path) -> None:
             packed.extractall(target)  # which lets no member climb out
         return
     with tarfile.open(archive) as tar:
-        tar.extractall(target, filter="data")
+        if hasattr(tarfile, "data_filter"):
+            tar.extractall(target, filter="data")
+            return
+        for member in tar:  # Python before 3.10.12 and 3.11.4, such as Debian 12's
+            inside = (target / member.name).resolve().is_relative_to(target.resolve())
+            if not inside or not (member.isfile() or member.isdir()):
+                raise tarfile.TarError(f"{member.name} is no file or folder inside of the archive's")
+        tar.extractall(target)
 
 
 def _download(url: str, target: Path) -> str:
