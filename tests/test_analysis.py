@@ -78,7 +78,7 @@ def test_samples_limits_what_is_seen_and_order_is_that_of_the_index() -> None:
         Brightness(samples=0)
 
 
-def test_callback_writes_record_and_picture(tmp_path: Path) -> None:
+def test_callback_writes_record_and_picture(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     analysis = Brightness(name="light")
     trainer = Trainer(
         default_root_dir=tmp_path,
@@ -93,6 +93,7 @@ def test_callback_writes_record_and_picture(tmp_path: Path) -> None:
     read = Record.read(folder / "light.json")
     assert figures["test/light_dark"] == pytest.approx(read.figures["dark"])
     assert read == analysis.record
+    assert "Brightness: " in (said := capsys.readouterr().out) and "light.json" in said
     assert (folder / "light.png").stat().st_size > 1000
     (folder / "light.json").write_text(json.dumps({"kind": 1, "other": 2}))
     with pytest.raises(ValueError, match=r"light\.json holds no record"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
@@ -12,6 +13,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from rich.console import Console
 from torch import Tensor, nn
 
 from ...report.plots import save
@@ -203,6 +205,11 @@ class Analysis(Callback, ABC):
                 if hasattr(logger, "log_image"):
                     logger.log_image(f"test/{self.name}", [picture])
         write(folder / f"{self.name}.json", record.as_json().encode())
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if self.record is not None and trainer.is_global_zero:
+            path = os.path.relpath(self._place(trainer) / f"{self.name}.json")
+            Console(soft_wrap=True).print(f"{self.record.title}: {path}", markup=False)
 
     def _place(self, trainer: Trainer) -> Path:
         if self.folder:
