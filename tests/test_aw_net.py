@@ -180,7 +180,7 @@ def test_passes_are_counted_in_the_network_and_not_in_its_router() -> None:
 
 
 def test_it_starts_from_a_trained_network(ingredients: Path) -> None:
-    trained, x = TrainedNet(str(ingredients / "base")), torch.rand(4, 1, 8, 8)
+    trained, x = TrainedNet(str(ingredients / "base")).eval(), torch.rand(4, 1, 8, 8)
     expected = trained(x)
     net = AWNet(trained, in_channels=1).eval()
     assert torch.equal(net.routed(x, net.signals(x), 0.0), expected)

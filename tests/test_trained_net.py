@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from robust_pl.nets import SmallCNN, TimmModel, TrainedNet, WideResNet
+from robust_pl.nets.frozen import Frozen
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 TAUGHT = sorted(path for path in CONFIGS.glob("*/*.yaml") if "source: runs/teacher_" in path.read_text())
@@ -38,7 +39,8 @@ def test_a_file_of_weights_fills_the_given_network(tmp_path: Path, saved: SmallC
     path = tmp_path / f"teacher.{suffix}"
     (save_file if suffix == "safetensors" else torch.save)(saved.state_dict(), path)
     teacher = TrainedNet(str(path), net=SmallCNN(width=2))
-    assert not any(module.training for module in teacher.net.modules())
+    assert all(module.training for module in teacher.modules()), "BatchNorm would learn nothing in a fine-tuning"
+    assert not any(module.training for module in Frozen(teacher).modules())
     assert torch.equal(teacher(x), saved(x)) and torch.equal(teacher.forward_features(x), saved.forward_features(x))
     with pytest.raises(ValueError, match="argument net of TrainedNet"):
         TrainedNet(str(path))

@@ -35,7 +35,7 @@ class DualNet(nn.Module):
         check_route("route", route)
         self.routing: Routing = dual_batch_norm(net)
         self.routing.weight = _SHARES[route]
-        self.net = net.train()  # a TrainedNet comes in eval mode, in which no statistics would be learned
+        self.net = net.train()  # in eval mode no statistics would be learned
 
     def through(self, route: Route) -> AbstractContextManager[None]:
         """All samples go through these BatchNorms; the statistics of the others stay."""

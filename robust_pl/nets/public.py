@@ -21,6 +21,7 @@ class Pretrained(nn.Module):
     def __init__(self, name: str) -> None:
         super().__init__()
         self.net = pretrained(name)
+        self.train()  # as any module that was just made, see TrainedNet
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits (B, K) of pixels (B, C, H, W) in [0, 1]."""

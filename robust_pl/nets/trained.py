@@ -68,7 +68,8 @@ class TrainedNet(nn.Module):
 
     ``{class_path: TrainedNet, init_args: {source: runs/teacher#ema}}``. It is built as the run's own config says. A file of
     nothing but weights says nothing, so the network is given beside it: ``{class_path: TrainedNet, init_args: {source:
-    teacher.pt, net: {class_path: WideResNet, init_args: {num_classes: 10}}}}``, a :class:`TimmModel` say.
+    teacher.pt, net: {class_path: WideResNet, init_args: {num_classes: 10}}}}``, a :class:`TimmModel` say. It is in train mode,
+    as timm's networks are; teachers and surrogates are put in eval mode by what holds them.
 
     Args:
         source: the folder of a run (its ``checkpoints/best.ckpt``, else ``last.ckpt``) or a checkpoint, as it is or under
@@ -91,7 +92,10 @@ class TrainedNet(nn.Module):
             self.net = read_trained(source, named or ())
         else:
             load_weights(net, source)
-            self.net = net.eval()
+            self.net = net
+        # As any module that was just made: BatchNorm would else learn no statistics where fine-tuning begins from it. What
+        # keeps a network as it is (Frozen) puts it in eval mode itself.
+        self.train()
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits (B, K) of pixels (B, C, H, W) in [0, 1]."""

@@ -42,7 +42,7 @@ class ZeroShotClassifier(nn.Module):
             pair.class_names = list(class_names)
         pair.freeze_text()
         pair.model.logit_scale.requires_grad_(False)
-        self.pair = pair.train()  # a TrainedNet comes in eval mode
+        self.pair = pair.train()  # in eval mode it would learn no statistics
         with torch.no_grad():
             embeddings = pair.scale * pair.class_embeddings()
             self.head = nn.Linear(embeddings.shape[1], embeddings.shape[0], device=embeddings.device)
