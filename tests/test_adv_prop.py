@@ -283,8 +283,8 @@ def test_bad_arguments(build: Callable[[], object], error: type[Exception], mess
 
 
 def test_attacks_that_can_be_told_nothing_are_fine_without_mixed_starts() -> None:
-    AdvProp(dual(), BIM(0.1, steps=2, targeted=True))
-    AdvProp(dual(), PGD(0.1, norm="l2"), clean_start=0.0)
+    assert AdvProp(dual(), BIM(0.1, steps=2, targeted=True)).attack.steps == 2
+    assert AdvProp(dual(), PGD(0.1, norm="l2"), clean_start=0.0).attack.norm == "l2"
 
 
 @pytest.mark.slow

@@ -5,20 +5,21 @@ from __future__ import annotations
 import json
 import warnings
 from pathlib import Path
-from typing import Any
 
 import torch
-from lightning.pytorch import Callback, LightningModule, Trainer
-from torch import Tensor
+from lightning.pytorch import Trainer
+from torch import Tensor, nn
 
-from ...report.curve import Curve
+from ...report.curve import Curve, curve_record
 from ...report.plots import plot_curves, save
+from ...report.record import Record
 from ..attacks.base import Attack
 from ..attacks.checks import Number, check_eps
-from ..evaluation import RobustEvaluation
+from .base import Analysis
+from .under_attack import check_attack
 
 
-class RobustnessCurve(Callback):
+class RobustnessCurve(Analysis):
     """Attacks the first samples of the test set at several radii; a curve as PNG, as JSON and in wandb.
 
     A sample that is broken at one radius counts as broken at all larger ones, since the smaller ball lies in them. The JSON and
@@ -49,79 +50,40 @@ class RobustnessCurve(Callback):
     ) -> None:
         if not eps or len(set(map(float, eps))) < len(eps):
             raise ValueError(f"eps={eps} must name at least one radius, and each once")
-        if samples < 1:
-            raise ValueError(f"samples={samples} must be at least 1")
-        if attack.must_fit:
-            raise ValueError(f"{type(attack).__name__} must see training data first, which RobustnessCurve does not show it")
+        super().__init__(samples, name, folder)
+        self.attack = check_attack(attack, type(self).__name__)
         radii = sorted(check_eps(radius, attack.norm) for radius in eps)
-        self.attack, self.samples, self.name, self.folder = attack, samples, name, folder
         self.eps = [radius for radius in radii if radius > 0]
         self.curve: Curve | None = None
-        self._seen = 0
-        self._verdicts: list[tuple[list[int], list[list[bool]]]] = []
 
-    def on_test_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._seen, self._verdicts, self.curve = 0, [], None
-
-    def on_test_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
-    ) -> None:
-        x, y = batch[0], batch[1]
-        index = batch[2] if len(batch) > 2 else torch.arange(self._seen, self._seen + len(x))
-        self._seen += len(x)
-        wanted = (index < self.samples).nonzero().squeeze(1)
-        if len(wanted):
-            x, y, index = x[wanted.to(x.device)], y[wanted.to(x.device)], index[wanted]
-            with trainer.precision_plugin.val_step_context(), torch.no_grad():
-                self._verdicts.append((index.tolist(), self._attack(pl_module, x, y, index).tolist()))
-
-    def _attack(self, model: LightningModule, x: Tensor, y: Tensor, index: Tensor) -> Tensor:
-        """Whether each sample is right at radius 0 and at each of the others: bool (B, 1 + radii)."""
-        logits = model(x)
+    def look(self, model: nn.Module, x: Tensor, y: Tensor, index: Tensor) -> None:
+        logits = self.ask(model, x)
         right = [logits.argmax(1) == y]
         aim = self.attack.aim(y, logits.shape[1], index)
         for radius in self.eps:
-            x_adv = self.attack.run(model, x, aim, eps=radius, index=index).x_adv
-            right.append(model(x_adv.to(x.dtype)).argmax(1) == y)
-        return torch.stack(right, 1)
+            found = self.attack.run(model, x, aim, eps=radius, index=index)
+            self.forwards += found.forwards
+            right.append(self.ask(model, found.x_adv.to(x.dtype)).argmax(1) == y)
+        self.keep(right=torch.stack(right, 1))
 
-    def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._catch_up(trainer, pl_module)
-        verdicts = self._verdicts
-        if trainer.world_size > 1:
-            gathered: list[Any] = [None] * trainer.world_size
-            torch.distributed.all_gather_object(gathered, verdicts)
-            verdicts = [part for parts in gathered for part in parts]
-        right = {i: row for indices, rows in verdicts for i, row in zip(indices, rows, strict=True)}
-        if not trainer.is_global_zero:
-            return
-        if not right:
-            warnings.warn(f"no curve: the test set has no sample at a position below samples={self.samples}", stacklevel=2)
-            return
-        norm = self.attack.norm
-        self.curve = Curve.of(self.name, norm, [0.0, *self.eps], [right[i] for i in sorted(right)])
+    def conclude(self, kept: dict[str, Tensor], sums: dict[str, Tensor]) -> Record:
+        self.curve = Curve.of(self.name, self.attack.norm, [0.0, *self.eps], kept["right"].tolist())
+        return curve_record(self.name, self.curve)
+
+    def _write(self, trainer: Trainer, record: Record) -> None:
+        """In a form of its own, which says how many samples stand where."""
         if self.curve.rises:
             warnings.warn(
                 f"{type(self.attack).__name__} finds less at a larger radius: the accuracy rises at eps="
                 f"{', '.join(f'{eps:.4g}' for eps in self.curve.rises)}, a sign of gradient masking or of a weak attack",
                 stacklevel=2,
             )
-        self._write(trainer, self.curve)
-
-    def _catch_up(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """The batches that an earlier, interrupted test finished were not shown to this callback."""
-        data = trainer.datamodule
-        finished = [first for c in trainer.callbacks if isinstance(c, RobustEvaluation) for first in c.finished]
-        for first in sorted(finished)[trainer.global_rank :: trainer.world_size]:
-            index = torch.arange(first, min(first + data.eval_batch_size, len(data.test_set)))
-            x, y = (part.to(pl_module.device) for part in data.test_set.read(index, None))
-            self.on_test_batch_end(trainer, pl_module, None, (x, y, index), 0)
-
-    def _write(self, trainer: Trainer, curve: Curve) -> None:
-        folder = Path(self.folder or Path(trainer.default_root_dir) / "images")
-        title = f"Robust accuracy over the radius of {type(self.attack).__name__}"
-        picture = save(plot_curves([curve], title), folder / f"{self.name}.png")
-        (folder / f"{self.name}.json").write_text(json.dumps(curve.as_dict(), indent=2) + "\n")
+        folder, title = self._place(trainer), f"Robust accuracy over the radius of {type(self.attack).__name__}"
+        picture = save(plot_curves([self.curve], title), folder / f"{self.name}.png")
+        (folder / f"{self.name}.json").write_text(json.dumps(self.curve.as_dict(), indent=2) + "\n")
         for logger in trainer.loggers:
             if hasattr(logger, "log_image"):
                 logger.log_image(f"test/{self.name}", [picture])
+
+    def _place(self, trainer: Trainer) -> Path:
+        return Path(self.folder or Path(trainer.default_root_dir) / "images")

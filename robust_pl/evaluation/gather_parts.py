@@ -18,9 +18,9 @@ from ..callbacks.viewpoints.images import ABOUT as VIEWS_ABOUT
 from ..callbacks.viewpoints.images import TABLE as VIEWS_TABLE
 from ..functional.viewpoints import azimuth_and_elevation, camera_to_world
 from ..report.curve import Curve as RobustCurve
+from ..report.curve import curve_record
 from ..report.html.run import Analysed, Curve, Viewed
-from ..report.record import HeatMap, Lines, Record, Sheet
-from ..report.units import SYMBOLS
+from ..report.record import HeatMap, Record
 from ..report.view_bins import ViewBins
 from ..scenes.view_space import NAMES
 
@@ -63,31 +63,6 @@ def read_analyses(folder: Path, data: Mapping[str, str], trained_on: str, gaps: 
             continue
         found.append(Analysed("", trained_on, record, _pictures({record.title: path.with_suffix(".png")}, folder, gaps)))
     return found
-
-
-def curve_record(name: str, curve: RobustCurve) -> Record:
-    """A robustness curve as the record of an analysis."""
-    scale = 255 if curve.norm == "linf" else 1
-    x = [round(scale * eps, 6) for eps in curve.eps]
-    axis = f"{SYMBOLS.get(curve.norm, curve.norm)} radius" + (" in units of 1/255" if scale == 255 else "")
-    lines = {"at this radius and all smaller ones": list(curve.accuracy)}
-    if curve.raw != curve.standing:
-        lines["at this radius alone"] = list(curve.raw_accuracy)
-    ends = zip(curve.eps, curve.accuracy, curve.raw_accuracy, curve.intervals, strict=True)
-    rows = [[f"{scale * eps:.4g}", stands, raw, low, high] for eps, stands, raw, (low, high) in ends]
-    notes = ["A sample that is broken at one radius counts as broken at all larger ones. The interval is Wilson's, of 95 %."]
-    if curve.rises:
-        where = ", ".join(f"{scale * eps:.4g}" for eps in curve.rises)
-        notes.append(f"The accuracy at a radius alone rises at {where}: check for gradient masking.")
-    return Record(
-        "RobustnessCurve",
-        name,
-        "Accuracy over the radius",
-        sheets=[Sheet("Accuracy over the radius", [axis, "accuracy", "at this radius alone", "low", "high"], rows, share=True)],
-        lines=[Lines("Accuracy over the radius", axis, "accuracy", x, lines, share=True)],
-        about={"samples": curve.total, "norm": curve.norm},
-        notes=notes,
-    )
 
 
 def sphere_record(path: Path) -> Record:

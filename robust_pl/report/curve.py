@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from .record import Lines, Record, Sheet
+from .units import SYMBOLS
 from .wilson import interval
 
 TOLERANCE = 0.01
@@ -108,3 +110,28 @@ class Curve:
         """What :meth:`as_dict` gave, as a curve again."""
         counts = (tuple(stored[key]) for key in ("eps", "raw", "standing"))
         return cls(stored["name"], stored["norm"], *counts, stored["samples"])
+
+
+def curve_record(name: str, curve: Curve) -> Record:
+    """A robustness curve as the record of an analysis."""
+    scale = 255 if curve.norm == "linf" else 1
+    x = [round(scale * eps, 6) for eps in curve.eps]
+    axis = f"{SYMBOLS.get(curve.norm, curve.norm)} radius" + (" in units of 1/255" if scale == 255 else "")
+    lines = {"at this radius and all smaller ones": list(curve.accuracy)}
+    if curve.raw != curve.standing:
+        lines["at this radius alone"] = list(curve.raw_accuracy)
+    ends = zip(curve.eps, curve.accuracy, curve.raw_accuracy, curve.intervals, strict=True)
+    rows = [[f"{scale * eps:.4g}", stands, raw, low, high] for eps, stands, raw, (low, high) in ends]
+    notes = ["A sample that is broken at one radius counts as broken at all larger ones. The interval is Wilson's, of 95 %."]
+    if curve.rises:
+        where = ", ".join(f"{scale * eps:.4g}" for eps in curve.rises)
+        notes.append(f"The accuracy at a radius alone rises at {where}: check for gradient masking.")
+    return Record(
+        "RobustnessCurve",
+        name,
+        "Accuracy over the radius",
+        sheets=[Sheet("Accuracy over the radius", [axis, "accuracy", "at this radius alone", "low", "high"], rows, share=True)],
+        lines=[Lines("Accuracy over the radius", axis, "accuracy", x, lines, share=True)],
+        about={"samples": curve.total, "norm": curve.norm},
+        notes=notes,
+    )
