@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.hooks import RemovableHandle
 
+from ..data.dealer import Dealer
 from ..metrics.scoreboard import Row, best_of
 from ..nets.averages import Average, averages_in
 from ..nets.grouped import group_classes
@@ -85,6 +87,7 @@ class RobustEvaluation(Callback):
         self._limit: int | float = 1.0
         self._seen = 0
         self._grouping: RemovableHandle | None = None
+        self._dealer = Dealer()
 
     @staticmethod
     def ensure(trainer: Trainer) -> RobustEvaluation:
@@ -154,6 +157,8 @@ class RobustEvaluation(Callback):
             raise ValueError(
                 "num_classes is unknown: give the module num_classes, or the trainer RobustEvaluation(num_classes)"
             )
+        if trainer.world_size > 1:
+            self._dealer.begin(trainer.strategy.broadcast(secrets.token_hex(8)))
         self._seen = 0
         attacks, fitted = self._named_attacks(trainer, stage), self.tracks[0].fitted
         own = [attacks, *(twins(attacks, fitted) for _ in self.tracks[1:])]
@@ -192,6 +197,8 @@ class RobustEvaluation(Callback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self.tracks[:] = [self.tracks[0].again()]
+        if hasattr(trainer.datamodule, "deal"):
+            trainer.datamodule.deal(self._dealer)
         if stage == "fit":
             return
         self._follow([Average(average.name, average.weights) for average in begun_averages(trainer)])

@@ -66,17 +66,26 @@ class ProgressBar(RichProgressBar):
         other = {k: v for k, v in found.items() if k not in (*_SHORT, "v_num")}
         return {**own, **other}
 
-    def on_test_batch_end(self, *args: Any, **kwargs: Any) -> None:
+    def on_test_batch_end(self, trainer: Trainer, *args: Any, **kwargs: Any) -> None:
         self.attack_bar.hide()
-        super().on_test_batch_end(*args, **kwargs)
+        super().on_test_batch_end(trainer, *args, **kwargs)
+        self._show_dealt(trainer, self.test_progress_bar_id)
 
-    def on_validation_batch_end(self, *args: Any, **kwargs: Any) -> None:
+    def on_validation_batch_end(self, trainer: Trainer, *args: Any, **kwargs: Any) -> None:
         self.attack_bar.hide()
-        super().on_validation_batch_end(*args, **kwargs)
+        super().on_validation_batch_end(trainer, *args, **kwargs)
+        self._show_dealt(trainer, self.val_progress_bar_id)
 
-    def on_predict_batch_end(self, *args: Any, **kwargs: Any) -> None:
+    def on_predict_batch_end(self, trainer: Trainer, *args: Any, **kwargs: Any) -> None:
         self.attack_bar.hide()
-        super().on_predict_batch_end(*args, **kwargs)
+        super().on_predict_batch_end(trainer, *args, **kwargs)
+        self._show_dealt(trainer, self.predict_progress_bar_id)
+
+    def _show_dealt(self, trainer: Trainer, bar: TaskID | None) -> None:
+        """Where processes take batches as they are free, what all of them have taken says how far the evaluation is."""
+        dealt = getattr(trainer.datamodule, "dealt", 0)
+        if dealt and bar is not None and not self.is_disabled and not trainer.sanity_checking:
+            self._update(bar, dealt)
 
 
 def watch_attack(trainer: Trainer, name: str, part: str, standing: int, done: float) -> None:
