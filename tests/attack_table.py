@@ -107,6 +107,8 @@ ATTACKS = [
     ("vnim", partial(VNIM, 0.1, steps=3, neighbours=3)),
     ("zeroed_fgsm", partial(ZeroedFGSM, 0.1, bn_mode="eval")),
     ("pgd_best", partial(PGD, 0.1, steps=3, keep="best")),
+    ("pgd_first", partial(PGD, 0.1, steps=3, keep="first")),
+    ("vnim_l2_first", partial(VNIM, 1.0, steps=3, norm="l2", neighbours=2, keep="first")),
     ("fab", partial(FAB, 0.4, steps=10, n_targets=None)),
     ("fab_t_l2", partial(FAB, 2.0, norm="l2", steps=10, n_targets=1)),
     ("fab_t_l1", partial(FAB, 12.0, norm="l1", steps=20, n_targets=1)),

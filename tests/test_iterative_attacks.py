@@ -549,7 +549,7 @@ def test_eot_averages_logits_too(task):
     ("make", "complaint"),
     [
         (partial(BIM, steps=0), "steps=0 must be a whole number of at least 1"),
-        (partial(PGD, keep="first"), "keep='first' is unknown: choose one of last, best"),
+        (partial(PGD, keep="worst"), "keep='worst' is unknown: choose one of last, best, first"),
         (partial(MIM, decay=-0.1), "decay=-0.1 must be a finite number of at least 0"),
         (partial(MIM, step_size=0), "step_size=0 must be above 0"),
         (partial(DIM, resize_rate=1.0), r"resize_rate=1.0 must lie in \(1, 4\]"),

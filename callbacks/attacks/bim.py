@@ -19,7 +19,7 @@ class BIM(Iterative):
     Args:
         step_size: length of a step in the norm; None takes eps / steps.
         steps: number of steps.
-        keep: which iterate to return, ``last`` or ``best``, see :class:`Iterative`.
+        keep: which iterate to return, ``last``, ``best`` or ``first``, see :class:`Iterative`.
         eps: see :class:`Attack`, and so all others.
     """
 

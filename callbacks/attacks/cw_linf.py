@@ -23,7 +23,7 @@ class CWLinf(Iterative):
         step_size: length of a step; None takes 2.5 * eps / steps.
         steps: number of steps.
         kappa: confidence, the difference of logits at which a sample rests; at least 0.
-        keep: which iterate to return, ``last`` or ``best``, see :class:`Iterative`.
+        keep: which iterate to return, ``last``, ``best`` or ``first``, see :class:`Iterative`.
         eps: see :class:`Attack`, and so all others.
     """
 

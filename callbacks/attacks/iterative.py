@@ -13,13 +13,14 @@ from ...functional.geometry import Norm
 from .base import Attack, ObjectiveName
 from .best import Best
 from .checks import DEFAULT_EPS, Number, RandomStart, check_step_size, choose
+from .first import First
 from .prepare import BNMode
 from .problem import Problem
 from .transforms import Transform
 
-Keep = Literal["last", "best"]
+Keep = Literal["last", "best", "first"]
 Memory = dict[str, Tensor]
-"""What a walk remembers from one step to the next, such as its momentum."""
+"""What a walk remembers from one step to the next, such as its momentum: one row a sample in each tensor."""
 
 
 class Iterative(Attack):
@@ -28,14 +29,20 @@ class Iterative(Attack):
     A subclass sets :attr:`reach` and may override :meth:`direction`. Cost: ``steps`` forward and backward passes, and one
     forward pass for each restart. ``keep="best"`` adds one forward pass for the last iterate; the others are judged by the
     pass of their gradient, or, where that saw something else than the iterate itself, by one more forward pass a step.
+    ``keep="first"`` judges all iterates but the last in the same way and adds no pass for that one; a sample that is broken
+    leaves the batch, see :class:`First`, and costs nothing from then on.
 
     Args:
         eps: see :class:`Attack`, and so all others that are not named here.
         step_size: length of a step in the norm; None takes ``reach * eps / steps``.
         steps: number of steps.
-        keep: which iterate to return: the last, or the best seen, one that fools the network, else that with the largest
-            objective. With ``best`` and a fixed ``step_size`` more steps never succeed less (with restarts too, if the
-            random numbers belong to samples, as in an evaluation).
+        keep: which iterate to return. ``last``: the last. ``best``: the first that fools the network, else that with the
+            largest objective. ``first``: the first that fools it, else the last; so the samples that stand are those of
+            ``best``, for fewer passes. With ``best`` or ``first`` and a fixed ``step_size`` more steps never succeed less
+            (with restarts too, if the random numbers belong to samples, as in an evaluation). In training ``first`` is
+            the early-stopped PGD of friendly adversarial training (Zhang et al. 2020, arXiv 2002.11242, their tau = 0);
+            nothing waits there: a device other than the CPU computes the whole batch, and so do all under a ``bn_mode``
+            other than ``eval``, in which samples depend on each other.
         transforms: of the network's inputs and of gradients, in the order in which they are applied.
     """
 
@@ -70,7 +77,7 @@ class Iterative(Attack):
         )
         if not isinstance(steps, int) or steps < 1:
             raise ValueError(f"steps={steps} must be a whole number of at least 1")
-        choose("keep", keep, ("last", "best"))
+        choose("keep", keep, ("last", "best", "first"))
         self.step_size = check_step_size(step_size)
         self.steps, self.keep = steps, keep
         self.transforms = tuple(transforms or ())
@@ -121,8 +128,10 @@ class Iterative(Attack):
         step, memory = self.step_length(problem), Memory()
         best = Best(problem) if self.keep == "best" else None
         x_adv = problem.random_start(self.random_start)
-        if best is not None:
+        if self.keep != "last":
             x_adv = problem.project(x_adv)  # since it may be returned, and TRADES' start may lie outside
+        if self.keep == "first":
+            return self._until_broken(problem, x_adv)
         for _ in range(self.steps):
             direction, logits = self.direction(problem, x_adv, memory)
             if best is not None:
@@ -132,6 +141,19 @@ class Iterative(Attack):
             return x_adv
         best.offer(x_adv, problem.logits(x_adv))
         return best.x_adv
+
+    def _until_broken(self, problem: Problem, start: Tensor) -> Tensor:
+        # A part of a batch is made only where somebody has waited already.
+        walk = First(problem, start, self.bn_mode == "eval" and (problem.careful or problem.ids is not None))
+        memory = Memory()
+        for _ in range(self.steps):
+            part, x_adv = walk.problem, walk.x_adv
+            direction, logits = self.direction(part, x_adv, memory)
+            ahead = part.project(x_adv + self.step_length(part) * part.steepest(direction))
+            walk.step(part.logits(x_adv) if logits is None else logits, ahead)
+            if not walk.let_go(memory):
+                break
+        return walk.result()
 
 
 def _through(inputs: Tensor, origin: Tensor, gradient: Tensor) -> Tensor:

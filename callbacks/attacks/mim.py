@@ -30,7 +30,7 @@ class MIM(Iterative):
         decay: how much of the earlier gradients is kept, 0 switches the momentum off.
         transforms: of inputs and gradients, in the order in which they are applied: :class:`ScaleCopies`,
             :class:`DiverseInputs`, :class:`Smoothing`.
-        keep: which iterate to return, ``last`` or ``best``, see :class:`Iterative`.
+        keep: which iterate to return, ``last``, ``best`` or ``first``, see :class:`Iterative`.
         eps: see :class:`Attack`, and so all others.
     """
 

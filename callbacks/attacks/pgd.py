@@ -21,7 +21,7 @@ class PGD(Iterative):
     Args:
         step_size: length of a step in the norm; None takes 2.5 * eps / steps, Madry's rule (2/255 for 10 steps at 8/255).
         steps: number of steps.
-        keep: which iterate to return, ``last`` or ``best``, see :class:`Iterative`.
+        keep: which iterate to return, ``last``, ``best`` or ``first``, see :class:`Iterative`.
         eps: see :class:`Attack`, and so all others.
     """
 
