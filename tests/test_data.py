@@ -230,6 +230,7 @@ def test_ranks_come_from_the_trainer():
     data = DigitsDataModule(batch_size=64)
     data.trainer = SimpleNamespace(global_rank=1, world_size=2, overfit_batches=0, current_epoch=0)
     data.trainer.fit_loop = SimpleNamespace(batch_idx=-1)
+    data.trainer.strategy, data.trainer.num_devices = SimpleNamespace(root_device=torch.device("cpu")), 2
     assert (data.train_dataloader().sampler.rank, data.train_dataloader().sampler.world_size) == (1, 2)
     assert indices(data.test_dataloader()) == [*range(64, 128), *range(192, 256), *range(320, 360)]
 

@@ -71,13 +71,12 @@ def fit_module(
     module = Recorder(fail_at)
     trainer = Trainer(
         default_root_dir=tmp_path,
-        accelerator="cpu",
         logger=False,
         enable_progress_bar=False,
         enable_model_summary=False,
         use_distributed_sampler=False,
         callbacks=list(callbacks),
-        **{"max_epochs": 3, "enable_checkpointing": bool(callbacks)} | kwargs,
+        **{"accelerator": "cpu", "max_epochs": 3, "enable_checkpointing": bool(callbacks)} | kwargs,
     )
     trainer.fit(module, data, ckpt_path=ckpt)
     return module

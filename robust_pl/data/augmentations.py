@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from .augment import shift
-from .hashing import AUGMENT, hash_keys, integers, uniform
+from .hashing import AUGMENT, hash_keys, uniform
 
 
 class Augmentation(ABC):
@@ -74,8 +74,9 @@ def box(keys: Tensor, draw: int, size: tuple[int, int], height: int | Tensor, wi
         width: of the box, likewise.
     """
     sides = []
-    for axis, (length, extent) in enumerate(zip(size, (height, width), strict=True)):
-        first = integers(keys, draw + axis, length) - extent // 2
+    draws = uniform(keys, torch.arange(draw, draw + 2, device=keys.device).unsqueeze(1))
+    for drawn, length, extent in zip(draws, size, (height, width), strict=True):
+        first = (drawn * length).long() - extent // 2
         place = torch.arange(length, device=keys.device)
         sides.append((place >= first.unsqueeze(1)) & (place < (first + extent).unsqueeze(1)))
     return sides[0], sides[1]

@@ -18,9 +18,12 @@ from torch import Tensor
 
 from ..functional.class_groups import ClassGroups
 from .augmentations import AsUsual, Augmentation, augmented
+from .dealer import Dealer
 from .hashing import SPLIT, permutation
 from .images import Images
 from .loaders import EvalLoader, TrainLoader, TrainOrder
+from .reading import chosen_workers
+from .resident import Residence
 
 _PLAIN = (bool, int, float, str, type(None))
 ValSplit = Literal["random", "last"]
@@ -41,7 +44,8 @@ class ImageDataModule(LightningDataModule, ABC):
         data_dir: folder of the files; default the environment variable ROBUST_PL_DATA, else ``./data``.
         batch_size: training samples a step and a process.
         eval_batch_size: samples a batch of validation, test and predict; default ``batch_size``.
-        num_workers: processes that read ahead; 0 reads in the training process, best for sets held in memory.
+        num_workers: processes that read ahead; 0 reads in the training process. None chooses: 0 for sets held in memory, else
+            this process' share of the machine's cores, at most 8.
         val_size: validation samples, as a fraction of the training set or a number; 0 for none.
         seed: of the split, the order and the augmentation.
         augment: whether training samples get the set's usual augmentation; or a list of augmentations instead, such as
@@ -57,6 +61,10 @@ class ImageDataModule(LightningDataModule, ABC):
 
     class_names: list[str]
     image_shape: tuple[int, int, int]
+    resident: bool | None = None
+    """Whether sets of 8-bit pixels are copied to the training device, and batches made there. None does so on a CUDA device of
+    whose free memory a set takes at most a quarter; what is read from files never is. Not an argument, since no result depends
+    on it: the callback ``Speed`` sets it."""
     class_groups: ClassGroups | None = None
     """Where the set has other classes than the networks that it tests: which of theirs each of its classes is. Evaluation then
     sees the logits of the groups alone, so that attacks, accuracies and predictions are all about the classes of the set."""
@@ -66,7 +74,7 @@ class ImageDataModule(LightningDataModule, ABC):
         data_dir: str | None = None,
         batch_size: int = 128,
         eval_batch_size: int | None = None,
-        num_workers: int = 0,
+        num_workers: int | None = None,
         val_size: int | float = 0.1,
         seed: int = 0,
         augment: bool | list[Augmentation] = True,
@@ -89,9 +97,11 @@ class ImageDataModule(LightningDataModule, ABC):
         self.augment, self.drop_last, self.val_split = augment, drop_last, val_split
         self._train_loader: TrainLoader | None = None
         self._left_out: dict[str, Any] = {}
+        self._dealer: Dealer | None = None
         self._resumed: dict[str, Any] | None = None
+        self._residence = Residence()
         for name, least in (("batch_size", 1), ("eval_batch_size", 1), ("num_workers", 0), ("seed", 0)):
-            if getattr(self, name) < least:
+            if (given := getattr(self, name)) is not None and given < least:
                 raise ValueError(f"{name} must be at least {least}, not {getattr(self, name)}")
         if not isinstance(augment, bool) and not all(isinstance(one, Augmentation) for one in augment):
             raise TypeError(f"augment={augment!r} must be true, false, or a list of augmentations such as CropAndFlip")
@@ -155,11 +165,15 @@ class ImageDataModule(LightningDataModule, ABC):
         """Read the sets that the stage needs, so that a missing file is reported before anything runs."""
         _ = self.split if stage in ("fit", "validate") else self.test_set
 
+    def teardown(self, stage: str) -> None:
+        self._residence.clear()
+
     def train_dataloader(self) -> TrainLoader:
         trainer = self.trainer
         order = self.train_order(*self._rank_and_world_size(), fixed=trainer is not None and trainer.overfit_batches > 0)
         progress = None if trainer is None else lambda: (trainer.current_epoch, trainer.fit_loop.batch_idx + 1)
-        loader = TrainLoader(self.train_images(), order, self.augments_as_usual, self.num_workers, progress)
+        images, workers = self._placed(self.train_images())
+        loader = TrainLoader(images, order, self.augments_as_usual, workers, progress)
         if self._resumed is not None:
             loader.load_state_dict(self._resumed)
             self._resumed = None
@@ -192,10 +206,10 @@ class ImageDataModule(LightningDataModule, ABC):
     def val_dataloader(self) -> EvalLoader | list[EvalLoader]:
         """The validation batches; an empty list, which Lightning understands, if ``val_size`` is 0."""
         index = self.split[1]
-        return self._eval_loader(self.train_set, index) if len(index) else []
+        return self._eval_loader(self.train_set, index, "val") if len(index) else []
 
     def test_dataloader(self) -> EvalLoader:
-        return self._eval_loader(self.test_set, torch.arange(len(self.test_set)), **self._left_out)
+        return self._test_loader("test")
 
     def leave_out(self, finished: Collection[int], limit: int | float = 1.0) -> None:
         """Leave finished batches out of test and predict, see :class:`EvalLoader`."""
@@ -203,10 +217,34 @@ class ImageDataModule(LightningDataModule, ABC):
 
     def predict_dataloader(self) -> EvalLoader:
         """The test set."""
-        return self.test_dataloader()
+        return self._test_loader("predict")
 
-    def _eval_loader(self, images: Images, index: Tensor, **left_out: Any) -> EvalLoader:
-        return EvalLoader(images, index, self.eval_batch_size, *self._rank_and_world_size(), self.num_workers, **left_out)
+    @property
+    def dealt(self) -> int:
+        """Chunks of an evaluation that a dealer has handed out before this process's last one, and that; 0 without a dealer."""
+        return 0 if self._dealer is None else self._dealer.place + 1
+
+    def deal(self, dealer: Dealer) -> None:
+        """Let the dealer hand out the chunks of evaluations from now on, see :class:`EvalLoader`."""
+        self._dealer = dealer
+
+    def _test_loader(self, stage: str) -> EvalLoader:
+        return self._eval_loader(self.test_set, torch.arange(len(self.test_set)), stage, **self._left_out)
+
+    def _eval_loader(self, images: Images, index: Tensor, stage: str, **left_out: Any) -> EvalLoader:
+        rank, world_size = self._rank_and_world_size()
+        limit = getattr(self.trainer, f"limit_{stage}_batches", 1.0)
+        # Which samples a part of them leaves out would depend on who took which chunk.
+        dealer = self._dealer if world_size > 1 and isinstance(limit, float) and limit == 1 else None
+        images, workers = self._placed(images)
+        return EvalLoader(images, index, self.eval_batch_size, rank, world_size, workers, dealer=dealer, **left_out)
+
+    def _placed(self, images: Images) -> tuple[Images, int]:
+        """The set, or its copy on the training device, and how many workers read it."""
+        if self.trainer is not None:
+            images = self._residence.place(images, self.trainer.strategy.root_device, self.resident)
+        processes = None if self.trainer is None else self.trainer.num_devices
+        return images, chosen_workers(images, processes) if self.num_workers is None else self.num_workers
 
     def _rank_and_world_size(self) -> tuple[int, int]:
         return (0, 1) if self.trainer is None else (self.trainer.global_rank, self.trainer.world_size)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from .base import ImageDataModule
 from .extra_images import ExtraImages, open_extra, pseudo_labels
 from .hashing import EXTRA, MIX, ORDER, hash_keys, permutation, permuted
-from .images import Images, ImagesInMemory
+from .images import EightBitImages, Images, ImagesInMemory
 from .loaders import TrainOrder
 
 
@@ -113,7 +113,7 @@ class ExtraDataMixture(ImageDataModule):
             labels = pseudo_labels(images, self.teacher, *sizes, device)
         if labels is None:
             raise ValueError(f"{images.path} has no labels beside it: add them, or name a teacher that predicts them")
-        augment = self.train_set.augment if self.augments_as_usual else None  # type: ignore[attr-defined]
+        augment = self.train_set.augment if isinstance(self.train_set, ImagesInMemory) else None
         return ExtraImages(images, labels, self.image_shape, self.num_classes, augment)
 
     def train_order(self, rank: int, world_size: int, fixed: bool) -> MixedOrder:
@@ -198,6 +198,10 @@ class RealAndExtra(Images):
 
     def __len__(self) -> int:
         return len(self.real) + len(self.extra)
+
+    def parts(self) -> list[EightBitImages] | None:
+        real, extra = self.real.parts(), self.extra.parts()
+        return None if real is None or extra is None else real + extra
 
     def read(self, index: Tensor, keys: Tensor | None) -> tuple[Tensor, Tensor]:
         generated = index >= len(self.real)

@@ -13,13 +13,13 @@ from rich.progress import track
 from torch import Tensor, nn
 
 from .array_file import MappedArray, map_npy, map_npz, write_whole
-from .images import Images
+from .images import EightBitImages
 
 _CHUNK = 1 << 20
 IMAGE, LABEL = "image", "label"
 
 
-class ExtraImages(Images):
+class ExtraImages(EightBitImages):
     """8-bit images in a file, mapped into memory, with labels; read like the images of the set that they are added to.
 
     Args:
@@ -54,16 +54,15 @@ class ExtraImages(Images):
                     f"{labels.path} holds labels from {some.min()} to {some.max()}: the {num_classes} classes of the data are "
                     f"0 to {num_classes - 1}"
                 )
-        self.images, self.labels, self.augment = images, labels, augment
+        self.images, self.labels, self.augment, self.white = images, labels, augment, 255
+        self.shape = (image_shape[0], image_shape[1], image_shape[2])
 
     def __len__(self) -> int:
         return len(self.images)
 
-    def read(self, index: Tensor, keys: Tensor | None) -> tuple[Tensor, Tensor]:
+    def raw(self, index: Tensor) -> tuple[Tensor, Tensor]:
         x = pixels(self.images, index.numpy(), self.channels_last)
-        if keys is not None and self.augment is not None:
-            x = self.augment(x, keys)
-        return x.to(torch.float32).div_(255), torch.from_numpy(self.labels.read(index.numpy()).astype(np.int64))
+        return x, torch.from_numpy(self.labels.read(index.numpy()).astype(np.int64))
 
 
 def open_extra(path: Path) -> tuple[MappedArray, MappedArray | None]:

@@ -29,9 +29,41 @@ class Images(ABC):
         x, y = torch.stack([x for x, _ in samples]), torch.tensor([y for _, y in samples], dtype=torch.int64)
         return (x.to(torch.float32).div_(255) if x.dtype == torch.uint8 else x), y
 
+    def parts(self) -> list[EightBitImages] | None:
+        """The sets of 8-bit pixels that this one is made of, one behind the other, if it is: such a set can be copied to the
+        training device whole, and needs no workers. None where images are decoded or drawn as they are read.
+        """
+        return None
 
-class ImagesInMemory(Images):
-    """Images held as one tensor and read in one operation, without a loop over samples.
+
+class EightBitImages(Images):
+    """Images whose 8-bit pixels lie ready, read in one operation, without a loop over samples.
+
+    ``augment`` maps uint8 (B, C, H, W) and keys int64 (B,), on whatever device, to augmented uint8 images, and is None where
+    there is no usual augmentation; ``white`` is the pixel value that becomes 1.0; ``shape`` is (C, H, W).
+    """
+
+    augment: Callable[[Tensor, Tensor], Tensor] | None
+    white: int | Tensor
+    shape: tuple[int, int, int]
+
+    @abstractmethod
+    def raw(self, index: Tensor) -> tuple[Tensor, Tensor]:
+        """Pixels uint8 (B, C, H, W) and labels int64 (B,) at the positions ``index``, int64 (B,)."""
+
+    def read(self, index: Tensor, keys: Tensor | None) -> tuple[Tensor, Tensor]:
+        x, y = self.raw(index)
+        if keys is not None and self.augment is not None:
+            x = self.augment(x, keys)
+        return x.to(torch.float32).div_(self.white), y
+
+    def parts(self) -> list[EightBitImages] | None:
+        # Who reads in a way of its own must not be copied past it.
+        return [self] if type(self).read is EightBitImages.read else None
+
+
+class ImagesInMemory(EightBitImages):
+    """Images held as one tensor.
 
     Args:
         images: uint8 (N, C, H, W).
@@ -58,8 +90,10 @@ class ImagesInMemory(Images):
     def __len__(self) -> int:
         return len(self.images)
 
-    def read(self, index: Tensor, keys: Tensor | None) -> tuple[Tensor, Tensor]:
-        x = self.images[index]
-        if keys is not None and self.augment is not None:
-            x = self.augment(x, keys)
-        return x.to(torch.float32).div_(self.white), self.labels[index]
+    @property
+    def shape(self) -> tuple[int, int, int]:  # type: ignore[override]
+        _, channels, height, width = self.images.shape
+        return channels, height, width
+
+    def raw(self, index: Tensor) -> tuple[Tensor, Tensor]:
+        return self.images[index], self.labels[index]

@@ -6,49 +6,19 @@ own sampler, which would repeat samples and lose the position in the epoch.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Collection, Iterator
 from functools import cached_property
+from itertools import islice
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 
-from .hashing import AUGMENT, ORDER, SPLIT, hash_keys, permutation
+from .dealer import Dealer
+from .hashing import ORDER, SPLIT, hash_keys, permutation
 from .images import Images
-
-Batch = tuple[Tensor, Tensor, Tensor]
-"""(x float32 (B, C, H, W) in [0, 1], y int64 (B,), index int64 (B,))."""
-
-
-class _Reader(Dataset[Any]):
-    """Turns (epoch, positions) into a batch, in a worker or in the main process."""
-
-    def __init__(self, images: Images, seed: int | None) -> None:
-        self.images, self.seed = images, seed
-
-    def __getitem__(self, request: tuple[int, Tensor]) -> Batch | Exception:
-        epoch, index = request
-        keys = None if self.seed is None else hash_keys(self.seed, AUGMENT, epoch, index)
-        try:
-            return (*self.images.read(index, keys), index)
-        except (ValueError, OSError) as error:
-            return error  # a worker that raises would bury the sentence in its traceback
-
-
-def _read(images: Images, seed: int | None, epoch: int, batches: list[Tensor], num_workers: int) -> Iterator[Batch]:
-    """The batches in order; ``seed`` None means without augmentation."""
-    for batch in DataLoader(
-        _Reader(images, seed),
-        batch_size=None,
-        sampler=[(epoch, index) for index in batches],  # type: ignore[arg-type]
-        num_workers=num_workers,
-        pin_memory=torch.cuda.is_available(),
-        generator=torch.Generator(),  # otherwise every iterator draws from the global stream
-    ):
-        if isinstance(batch, Exception):
-            raise batch
-        yield tuple(batch)
+from .reading import Batch, BatchReader
 
 
 class TrainOrder:
@@ -120,7 +90,7 @@ class TrainLoader:
         images: where samples are read.
         order: which samples, in which order.
         augment: whether samples are augmented.
-        num_workers: processes that read ahead; 0 reads in this one.
+        num_workers: processes that read ahead; 0 reads in this one, None chooses.
         progress: returns the epoch and the number of its batches that training has completed; without it the epoch is
             the sampler's.
     """
@@ -130,12 +100,11 @@ class TrainLoader:
         images: Images,
         order: TrainOrder,
         augment: bool = True,
-        num_workers: int = 0,
+        num_workers: int | None = None,
         progress: Callable[[], tuple[int, int]] | None = None,
     ) -> None:
-        self.images, self.sampler, self.num_workers = images, order, num_workers
-        self.seed = order.seed if augment else None
-        self.progress = progress
+        self.sampler, self.progress = order, progress
+        self.reader = BatchReader(images, order.seed if augment else None, num_workers)
         self._epoch, self._handed_out = 0, 0
         self._resumed: dict[str, Any] | None = None
 
@@ -158,7 +127,7 @@ class TrainLoader:
         start = self._start(epoch, completed)
         self._epoch, self._handed_out = epoch, start
         batches = self.sampler.batches(epoch)[start:]
-        for batch in _read(self.images, self.seed, epoch, batches, self.num_workers):
+        for batch in self.reader.read(epoch, batches):
             self._handed_out += 1
             yield batch
 
@@ -191,7 +160,8 @@ class TrainLoader:
 
 
 class EvalLoader:
-    """Evaluation batches ``(x, y, index)``: fixed chunks in ascending order, of which rank r takes r, r + W, ...
+    """Evaluation batches ``(x, y, index)``: fixed chunks in ascending order, of which rank r takes r, r + W, ..., or, where
+    there is a dealer, r and then the next one that nobody has.
 
     No sample is repeated or dropped, so ranks may have unequal numbers of batches, or none. Therefore nothing may be
     reduced over ranks per batch, and metrics are logged in ``on_validation_epoch_end``: a rank without a batch never
@@ -203,9 +173,10 @@ class EvalLoader:
         batch_size: samples a chunk, whatever the number of processes.
         rank: this process, in ``range(world_size)``.
         world_size: number of processes.
-        num_workers: processes that read ahead; 0 reads in this one.
+        num_workers: processes that read ahead; 0 reads in this one, None chooses.
         finished: chunks to leave out, by the position of their first sample; ranks share what is left.
         limit: only the first so many chunks of each rank, or that share of them, whether finished or not.
+        dealer: hands out the chunks. The length is then that of all ranks together, and each ends where none is left.
     """
 
     def __init__(
@@ -215,9 +186,10 @@ class EvalLoader:
         batch_size: int,
         rank: int = 0,
         world_size: int = 1,
-        num_workers: int = 0,
+        num_workers: int | None = None,
         finished: Collection[int] = (),
         limit: int | float = 1.0,
+        dealer: Dealer | None = None,
     ) -> None:
         chunks = list(index.split(batch_size))
         if limit != 1.0 or isinstance(limit, int):
@@ -226,16 +198,37 @@ class EvalLoader:
             chunks = sorted((chunk for share in kept for chunk in share), key=lambda chunk: int(chunk[0]))
         if finished:
             chunks = [chunk for chunk in chunks if int(chunk[0]) not in finished]
-        self.images, self.num_workers = images, num_workers
+        self.reader = BatchReader(images, None, num_workers, ahead=2 if dealer is None else 1)
+        self.chunks, self.dealer, self._ranks = chunks, dealer, (rank, world_size)
         self.batches = chunks[rank::world_size]
-        self.some_rank_empty = len(chunks) < world_size
+        self.some_rank_empty = len(chunks) < (1 if dealer else world_size)
 
     def __len__(self) -> int:
         if self.some_rank_empty:
             # Lightning skips an evaluation of length 0 altogether, and the other ranks would wait for ever in the
             # reduction of their metrics; a loader without length is run on every rank.
             raise TypeError("some rank has no batch, so this loader has no length")
-        return len(self.batches)
+        return len(self.chunks if self.dealer else self.batches)
 
     def __iter__(self) -> Iterator[Batch]:
-        yield from _read(self.images, None, 0, self.batches, self.num_workers)
+        if self.dealer is None:
+            return self.reader.read(0, self.batches)
+        # A generator, since the dealer is told to begin after Lightning has made its iterator.
+        chunks = (self.chunks[place] for place in self.dealer.deal(len(self.chunks), *self._ranks))
+        return self._read_in_pieces(chunks) if self.reader.num_workers else self.reader.read(0, chunks)
+
+    def _read_in_pieces(self, chunks: Iterator[Tensor]) -> Iterator[Batch]:
+        """All workers read one chunk together, so that none but the next one is taken before its turn."""
+        counts: deque[int] = deque()
+
+        def pieces() -> Iterator[Tensor]:
+            for chunk in chunks:
+                cut = chunk.split(-(-len(chunk) // self.reader.num_workers))
+                counts.append(len(cut))
+                yield from cut
+
+        read = self.reader.read(0, pieces())
+        for first in read:
+            parts = [first, *islice(read, counts.popleft() - 1)]
+            x, y, index = (torch.cat(column) for column in zip(*parts, strict=True))
+            yield x, y, index
