@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from robust_pl.data import Cutout, DigitsDataModule, ExtraDataMixture, HeldOut
+from robust_pl.data import AsUsual, CutMix, Cutout, DigitsDataModule, ExtraDataMixture, HeldOut
 from robust_pl.data.augment import crop_and_flip
 from robust_pl.data.augmentations import CropAndFlip
 from robust_pl.data.base import ImageDataModule
@@ -93,7 +93,7 @@ def test_batches_are_those_of_the_host(name, device, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("device", DEVICES)
 def test_pixels_are_divided_as_on_the_host(device):
-    """Multiplied by the rounded inverse, 104 of the 256 levels would be other numbers."""
+    """Multiplied by the rounded inverse, 126 of the 256 levels would be other numbers."""
     levels = torch.arange(256, dtype=torch.uint8).view(-1, 1, 1, 1)
     host = ImagesInMemory(levels, torch.zeros(256))
     resident = ResidentImages([host], torch.device(device))
@@ -104,11 +104,14 @@ def test_pixels_are_divided_as_on_the_host(device):
 
 
 @pytest.mark.parametrize("device", DEVICES)
-def test_a_run_is_the_same_and_resumes(tmp_path, device):
-    """Also where a list of augmentations works on the batches."""
+@pytest.mark.parametrize("mixed", [False, True])
+def test_a_run_is_the_same_and_resumes(tmp_path, device, mixed, monkeypatch):
+    """Also where a list of augmentations works on the batches; those before CutMix on blocks of three."""
+    monkeypatch.setattr("robust_pl.data.resident._BLOCK", 800 * 64)
 
     def fit(resident: bool | None, **kwargs):
-        data = DigitsDataModule(batch_size=256, augment=[CropAndFlip(2, "reflect"), Cutout(4)])
+        augment = [CropAndFlip(2, "reflect"), Cutout(4, 0.5), *([CutMix(), Cutout(2)] if mixed else [])]
+        data = DigitsDataModule(batch_size=256, augment=augment)
         data.resident = resident
         return fit_module(tmp_path, data, max_epochs=2, accelerator=device, **kwargs)
 
@@ -117,7 +120,7 @@ def test_a_run_is_the_same_and_resumes(tmp_path, device):
 
     saver = SaveAt(tmp_path)
     full, host = fit(True, callbacks=[saver]), fit(False)
-    assert len(full.seen) == 10 and seen(full) == seen(host)
+    assert len(full.seen) == 10 and len({step[3] for step in full.seen}) == 10 and seen(full) == seen(host)
     pixels = torch.tensor([[step[3] for step in run.seen] for run in (full, host)], dtype=torch.float64)
     assert torch.allclose(pixels[0], pixels[1], rtol=1e-12)
     assert full.validated == host.validated and full.validated_pixels == pytest.approx(host.validated_pixels, rel=1e-12)
@@ -182,7 +185,7 @@ def test_memory_is_given_back_after_the_run(tmp_path):
 @CUDA
 def test_nothing_waits_for_the_host():
     """Neither the copy of a batch's positions nor anything behind it; the first batch makes what is kept."""
-    data = attach(Colours(batch_size=32, augment=True), "cuda")
+    data = attach(Colours(batch_size=32, augment=[AsUsual(), CropAndFlip(), Cutout(4)]), "cuda")
     assert data.resident is None
     loader = data.train_dataloader()
     assert isinstance(loader.reader.images, ResidentImages)

@@ -23,6 +23,9 @@ class Augmentation(ABC):
 
     mixes_labels: bool = False
     """Whether it needs labels of the form (B, K); it is then given them, float, at least float32."""
+    in_blocks: bool = False
+    """Whether many batches may be changed at once, ahead of their steps, which saves a GPU the start of many small kernels: it
+    only moves or replaces pixels, by each sample's key alone."""
 
     @abstractmethod
     def __call__(self, x: Tensor, y: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
@@ -36,12 +39,19 @@ class Augmentation(ABC):
 
 
 def augmented(
-    batch: tuple[Tensor, Tensor, Tensor], augmentations: Sequence[Augmentation], num_classes: int, seed: int, epoch: int
+    batch: tuple[Tensor, Tensor, Tensor],
+    augmentations: Sequence[Augmentation],
+    num_classes: int,
+    seed: int,
+    epoch: int,
+    which: slice = slice(None),
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """A batch (x, y, index) after all augmentations, one after the other; each draws numbers of its own."""
+    """A batch (x, y, index) after ``which`` of the augmentations, one after the other; each draws numbers of its own."""
     x, y, index = batch
-    keys = hash_keys(seed, AUGMENT, epoch, index)
-    for place, augmentation in enumerate(augmentations):
+    places = range(len(augmentations))[which]
+    keys = hash_keys(seed, AUGMENT, epoch, index) if places else index
+    for place in places:
+        augmentation = augmentations[place]
         if augmentation.mixes_labels and not y.is_floating_point():
             rows = torch.zeros(len(y), num_classes, dtype=torch.promote_types(x.dtype, torch.float32), device=y.device)
             y = rows.scatter_(1, y.unsqueeze(1), 1.0)
@@ -89,6 +99,8 @@ class AsUsual(Augmentation):
     picture.
     """
 
+    in_blocks = True
+
     def __call__(self, x: Tensor, y: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
         return x, y
 
@@ -104,6 +116,8 @@ class CropAndFlip(Augmentation):
     Raises:
         ValueError: if an argument is out of range, or ``reflect`` pads more than the image has.
     """
+
+    in_blocks = True
 
     def __init__(self, padding: int = 4, mode: Literal["zero", "reflect"] = "zero", flip: bool = True) -> None:
         if padding < 0:
@@ -131,6 +145,8 @@ class Cutout(Augmentation):
     Raises:
         ValueError: if an argument is out of range.
     """
+
+    in_blocks = True
 
     def __init__(self, size: int = 16, fill: float = 0.0) -> None:
         if size < 1:

@@ -6,7 +6,8 @@ import inspect
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Collection
-from functools import cached_property
+from functools import cached_property, partial
+from itertools import takewhile
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -20,10 +21,10 @@ from ..functional.class_groups import ClassGroups
 from .augmentations import AsUsual, Augmentation, augmented
 from .dealer import Dealer
 from .hashing import SPLIT, permutation
-from .images import Images
+from .images import Batch, Images
 from .loaders import EvalLoader, TrainLoader, TrainOrder
 from .reading import chosen_workers
-from .resident import Residence
+from .resident import Residence, ResidentImages
 
 _PLAIN = (bool, int, float, str, type(None))
 ValSplit = Literal["random", "last"]
@@ -99,7 +100,7 @@ class ImageDataModule(LightningDataModule, ABC):
         self._left_out: dict[str, Any] = {}
         self._dealer: Dealer | None = None
         self._resumed: dict[str, Any] | None = None
-        self._residence = Residence()
+        self._residence, self._ahead = Residence(), 0
         for name, least in (("batch_size", 1), ("eval_batch_size", 1), ("num_workers", 0), ("seed", 0)):
             if (given := getattr(self, name)) is not None and given < least:
                 raise ValueError(f"{name} must be at least {least}, not {getattr(self, name)}")
@@ -173,7 +174,10 @@ class ImageDataModule(LightningDataModule, ABC):
         order = self.train_order(*self._rank_and_world_size(), fixed=trainer is not None and trainer.overfit_batches > 0)
         progress = None if trainer is None else lambda: (trainer.current_epoch, trainer.fit_loop.batch_idx + 1)
         images, workers = self._placed(self.train_images())
-        loader = TrainLoader(images, order, self.augments_as_usual, workers, progress)
+        ahead = [] if isinstance(self.augment, bool) else list(takewhile(lambda one: one.in_blocks, self.augment))
+        self._ahead = len(ahead) if isinstance(images, ResidentImages) else 0
+        then = partial(self._augmented, which=slice(self._ahead)) if self._ahead else None
+        loader = TrainLoader(images, order, self.augments_as_usual, workers, progress, then)
         if self._resumed is not None:
             loader.load_state_dict(self._resumed)
             self._resumed = None
@@ -192,7 +196,10 @@ class ImageDataModule(LightningDataModule, ABC):
         """Augment a training batch on its device, where ``augment`` is a list."""
         if isinstance(self.augment, bool) or not self.trainer.training or self._train_loader is None:
             return batch
-        return augmented(batch, self.augment, self.num_classes, self.seed, self._train_loader.epoch)
+        return self._augmented(batch, self._train_loader.epoch, slice(self._ahead, None))
+
+    def _augmented(self, batch: Batch, epoch: int, which: slice) -> Batch:
+        return augmented(batch, self.augment, self.num_classes, self.seed, epoch, which)
 
     def state_dict(self) -> dict[str, Any]:
         """Position in the epoch. Lightning restores a loader's own state only if it has not been asked for before, and

@@ -8,6 +8,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+Batch = tuple[Tensor, Tensor, Tensor]
+"""(x float32 (B, C, H, W) in [0, 1], y int64 (B,), index int64 (B,))."""
+
 
 class Images(ABC):
     """A set of labelled images. Say its length and how one sample is read; ``read`` may be replaced by a batched form.

@@ -17,8 +17,8 @@ from torch import Tensor
 
 from .dealer import Dealer
 from .hashing import ORDER, SPLIT, hash_keys, permutation
-from .images import Images
-from .reading import Batch, BatchReader
+from .images import Batch, Images
+from .reading import BatchReader
 
 
 class TrainOrder:
@@ -93,6 +93,7 @@ class TrainLoader:
         num_workers: processes that read ahead; 0 reads in this one, None chooses.
         progress: returns the epoch and the number of its batches that training has completed; without it the epoch is
             the sampler's.
+        then: augments further what is read from a set on the training device; see :meth:`ResidentImages.batches`.
     """
 
     def __init__(
@@ -102,9 +103,10 @@ class TrainLoader:
         augment: bool = True,
         num_workers: int | None = None,
         progress: Callable[[], tuple[int, int]] | None = None,
+        then: Callable[[Batch, int], Batch] | None = None,
     ) -> None:
         self.sampler, self.progress = order, progress
-        self.reader = BatchReader(images, order.seed if augment else None, num_workers)
+        self.reader = BatchReader(images, order.seed if augment else None, num_workers, then=then)
         self._epoch, self._handed_out = 0, 0
         self._resumed: dict[str, Any] | None = None
 

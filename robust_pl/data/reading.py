@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -11,11 +11,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from .hashing import AUGMENT, hash_keys
-from .images import Images
+from .images import Batch, Images
 from .resident import ResidentImages
 
-Batch = tuple[Tensor, Tensor, Tensor]
-"""(x float32 (B, C, H, W) in [0, 1], y int64 (B,), index int64 (B,))."""
 MOST_WORKERS = 8
 
 
@@ -70,11 +68,19 @@ class BatchReader:
         seed: of the augmentation; None reads without.
         num_workers: processes that read ahead; 0 reads in this one, None chooses, see :func:`chosen_workers`.
         ahead: batches that each of them is asked for at a time.
+        then: augments blocks of batches further, see :meth:`ResidentImages.batches`; only for a set on a device.
     """
 
-    def __init__(self, images: Images, seed: int | None, num_workers: int | None = None, ahead: int = 2) -> None:
+    def __init__(
+        self,
+        images: Images,
+        seed: int | None,
+        num_workers: int | None = None,
+        ahead: int = 2,
+        then: Callable[[Batch, int], Batch] | None = None,
+    ) -> None:
         resident = isinstance(images, ResidentImages)
-        self.images, self.seed, self.ahead = images, seed, ahead
+        self.images, self.seed, self.ahead, self.then = images, seed, ahead, then
         self.num_workers = 0 if resident else chosen_workers(images) if num_workers is None else num_workers
         self._requests = _Requests()
         self._loader: DataLoader[Any] | None = None
@@ -87,7 +93,7 @@ class BatchReader:
             RuntimeError: if workers were asked for other batches before these were all read.
         """
         if isinstance(self.images, ResidentImages):
-            yield from self.images.batches(self.seed, epoch, batches)
+            yield from self.images.batches(self.seed, epoch, batches, self.then)
             return
         self._turn += 1
         turn = self._turn

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
 from math import prod
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .hashing import AUGMENT, hash_keys
-from .images import EightBitImages, Images
+from .images import Batch, EightBitImages, Images
 
 _CHUNK = 1 << 14
 _BLOCK = 16 << 20
@@ -52,17 +52,21 @@ class ResidentImages(EightBitImages):
         index = index.to(self.device, non_blocking=True)
         return self.images[index], self.labels[index]
 
-    def batches(self, seed: int | None, epoch: int, batches: Iterable[Tensor]) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """Batches (x, y, index) on the device, in order; ``seed`` None means without augmentation.
+    def batches(
+        self, seed: int | None, epoch: int, batches: Iterable[Tensor], then: Callable[[Batch, int], Batch] | None = None
+    ) -> Iterator[Batch]:
+        """Batches on the device, in order.
 
         What is augmented is so in blocks of several batches: a sample depends on its key alone, and a block takes about the
         kernels of one batch.
 
         Args:
-            seed: of the augmentation.
+            seed: of the set's usual augmentation; None leaves it out.
             epoch: likewise.
             batches: positions int64 (B,) of each batch, on the CPU.
+            then: is given a block and the epoch, and augments it further.
         """
+        usual = seed is not None and self.augment is not None
         ahead, batches = 1, iter(batches)
         while block := list(islice(batches, ahead)):
             index = torch.cat(block)
@@ -70,12 +74,15 @@ class ResidentImages(EightBitImages):
                 index = index.pin_memory()  # else the copy would wait for what the device has yet to do
             index = index.to(self.device, non_blocking=True)
             x, y = self.raw(index)
-            if seed is not None and self.augment is not None:
+            if usual:
                 x = self.augment(x, hash_keys(seed, AUGMENT, epoch, index))
+            if then is not None:
+                x, y, index = then((x / self.white, y, index), epoch)
+            if usual or then is not None:
                 ahead = max(1, _BLOCK // (len(block[0]) * prod(self.shape)))
             sizes = [len(batch) for batch in block]
             for pixels, labels, positions in zip(x.split(sizes), y.split(sizes), index.split(sizes), strict=True):
-                yield pixels / self.white, labels, positions
+                yield pixels if then is not None else pixels / self.white, labels, positions
 
 
 class Residence:
