@@ -1,4 +1,4 @@
-"""What the library costs on top of a hand-written loop: ``python -m benchmarks.overhead``.
+"""What the library costs beside a hand-written loop: ``python -m benchmarks.overhead``.
 
 Measures a PGD attack and a PGD adversarial training step of ours against ``benchmarks/lean.py``, in one process and
 interleaved, on random images (only the cost is of interest). The training step is the user's: ``PGDAT`` under a
@@ -6,7 +6,7 @@ Lightning ``Trainer``, and all that the Trainer does between two batches counts 
 checkpoints are off, and what happens once a run (the check of the first batch) falls into the warm-up. Both sides start
 from the same weights and take the same batches.
 
-Requirement: with the defaults both median ratios are at most 1.03.
+Requirement: with the defaults the attack takes at most 0.82 times, the whole step at most 0.85 times as long.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from . import lean
 from .timing import Pairs, compare, machine, print_table
 
 EPS, STEP_SIZE = 8 / 255, 2 / 255
-LIMIT = 1.03
+LIMITS = {"attack": 0.82, "training_step": 0.85}
 
 
 @dataclass(frozen=True)
@@ -180,9 +180,9 @@ def main(argv: list[str] | None = None) -> None:
         list(measured.values()),
         f"{args.net}, batch {args.batch_size}, fp32, random images: medians of {args.pairs} pairs",
     )
-    for pairs in measured.values():
+    for name, pairs in measured.items():
         ratio = pairs.summary()["ratio_median"]
-        console.print(f"{pairs.what}: {ratio:.3f} (with the defaults at most {LIMIT})", highlight=False)
+        console.print(f"{pairs.what}: {ratio:.3f} (with the defaults at most {LIMITS[name]})", highlight=False)
     if args.json is not None:
         figures = {name: pairs.summary() for name, pairs in measured.items()}
         settings = {key: value for key, value in vars(args).items() if key != "json"}

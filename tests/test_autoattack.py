@@ -13,7 +13,7 @@ from robust_pl.callbacks.attacks.autoattack import VERSIONS
 from robust_pl.callbacks.attacks.autoattack_checks import AutoAttackWarning, warn_of_square
 from robust_pl.callbacks.attacks.ledger import Progress
 from robust_pl.functional import geometry
-from robust_pl.nets.folding import Folded, folded
+from robust_pl.nets.folding import Folded
 
 # Made with fra31/auto-attack @ a392200: seed 0, batches of 32.
 EPS = {"linf": 0.006, "l2": 0.08, "l1": 1.0}
@@ -421,25 +421,25 @@ def test_square_that_beats_gradients_is_reported():
         warn_of_square({"clean": stands, "square": falls})
 
 
-# The faster copy --------------------------------------------------------------------------------------------------
+# The faster network -----------------------------------------------------------------------------------------------
 
 
-def test_a_known_network_is_attacked_as_a_copy_and_judged_itself(monkeypatch):
+def test_a_faster_network_is_attacked_and_the_network_itself_judges(monkeypatch):
     """The same verdicts; and nothing is left changed."""
     generator = torch.Generator().manual_seed(0)
     net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(144, 5)).eval()
     x = torch.rand(6, 1, 8, 8, generator=generator)
     y, seen = net(x).argmax(1), []
 
-    def spy(model, *given, **how):
-        seen.append(folded(model, *given, **how))
+    def spy(model, **how):
+        seen.append(Folded(model, **how))
         return seen[-1]
 
-    monkeypatch.setattr("robust_pl.callbacks.attacks.autoattack.folded", spy)
+    monkeypatch.setattr("robust_pl.callbacks.attacks.base.Folded", spy)
     before = copy.deepcopy(net.state_dict())
     attacks = [small_attack(eps=0.02, fold_batchnorm=fold, channels_last=fold) for fold in (True, False)]
     fast, plain = (attack.run(net, x, y) for attack in attacks)
-    assert len(seen) == 1 and isinstance(seen[0], Folded)
+    assert len(seen) == 1 and seen[0].fold
     for name in plain.robust:
         assert torch.equal(fast.robust[name], plain.robust[name])
     assert torch.equal(net(fast.x_adv).argmax(1) == y, fast.robust["square"])

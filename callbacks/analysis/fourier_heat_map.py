@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from ...data.hashing import hash_keys, uniform
 from ...functional.fourier_basis import directions, fourier_basis
 from ...functional.spectra import radii
-from ...nets.folding import folded
+from ...nets.folding import Folded
 from ...report.record import HeatMap, Lines, Record
 from ..attacks.checks import check_count
 from .base import Analysis
@@ -70,8 +70,7 @@ class FourierHeatMap(Analysis):
             )
         bins, _ = directions(height, width, self.size or height, self.size or width)
         logits = self.ask(model, x)
-        self.forwards += len(x)  # what folding costs
-        fast = folded(model, x, logits) if x.dtype == torch.float32 and not torch.is_autocast_enabled(x.device.type) else model
+        fast = Folded(model)
         wrong = torch.zeros(len(bins), dtype=torch.int64, device=x.device)
         for some in torch.arange(len(bins) * len(x)).split(self.batch_size or _BATCH.get(x.device.type, 512)):
             wave, image = some // len(x), some % len(x)

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor, nn
 
 from ...functional.geometry import Norm
-from ...nets.folding import folded
 from .apgd import APGD
 from .autoattack_checks import check_classes, warn_of_square, warn_of_unusual_networks
 from .base import Attack
@@ -19,7 +18,7 @@ from .checks import DEFAULT_EPS, Number, check_count, choose
 from .fab import FAB
 from .ledger import Attacked
 from .prepare import BNMode
-from .problem import Problem
+from .problem import Classifier, Problem
 from .square import Square
 
 Version = Literal["standard", "plus", "rand", "custom"]
@@ -48,9 +47,9 @@ class AutoAttack(Attack):
     parts do otherwise than that code is said at :class:`APGD`, :class:`FAB` and :class:`Square`.
 
     Cost of a sample that stands under ``standard``: about 1 + 101 + 910 + 1100 + 5000 forward and 100 + 900 + 900
-    backward passes, and a forward pass to judge each part; one that is broken costs nothing from then on. Where it is sure to
-    do the same, a copy of the network with BatchNorm folded in and channels last is attacked (:mod:`robust_pl.nets.folding`);
-    its trial on eight images is not counted. Every part is judged by the network itself.
+    backward passes, and a forward pass to judge each part; one that is broken costs nothing from then on. Attacked is the
+    network with BatchNorm folded in and channels last (:class:`robust_pl.nets.folding.Folded`), and the network itself judges
+    every part.
 
     It warns (:class:`AutoAttackWarning`, with a ``flag``) where the figure would mislead: of a network that answers at random
     without ``rand`` or takes gradients in its forward pass, which costs the first eight images a forward pass; of gradients
@@ -63,8 +62,8 @@ class AutoAttack(Attack):
         attacks: for ``custom``: names among apgd-ce, apgd-dlr, apgd-t, fab, fab-t, square, in order.
         n_targets: how many classes apgd-t and fab-t aim at; None takes nine, under l1 ``standard`` five for apgd-t.
         batch_size: how many samples go through the network at once.
-        fold_batchnorm: attack a copy with BatchNorm folded into the convolutions.
-        channels_last: attack a copy with channels last. Folding implies it.
+        fold_batchnorm: attack the network with BatchNorm folded into its convolutions.
+        channels_last: show it images in channels-last memory format.
         bn_mode: see :class:`Attack`.
         seed: see :class:`Attack`.
 
@@ -104,6 +103,10 @@ class AutoAttack(Attack):
         index = torch.arange(len(x)) if index is None else index
         return super().run(model, x, y, index=index, **how)
 
+    def faster(self, model: nn.Module, fold: bool = True) -> Classifier:
+        """The network itself, which judges; its parts attack a faster one."""
+        return model
+
     def perturb(self, problem: Problem, x: Tensor, y: Tensor) -> Tensor:
         robust, logits = problem.ledger.robust, self._clean_logits(problem)
         targets = {name: self.parts[name].n_targets for name in ("apgd-t", "fab-t") if name in self.parts}
@@ -111,7 +114,8 @@ class AutoAttack(Attack):
         robust[CLEAN] = stands = ~problem.fooled(logits)
         if self.version != "rand" and problem.careful:
             warn_of_unusual_networks(problem, logits[:_SHOWN])
-        attacked, x_adv = self._faster(problem, logits), x.clone()
+        attacked, x_adv = copy(problem), x.clone()
+        attacked.asked, attacked.rows_at_once = super().faster(problem.model), self.batch_size
         for name in self.parts:
             stands = stands.clone()
             standing = stands.nonzero().squeeze(1)
@@ -151,15 +155,6 @@ class AutoAttack(Attack):
             part.careful = problem.careful
             pieces.append(part.logits(part.x))
         return torch.cat(pieces)
-
-    def _faster(self, problem: Problem, logits: Tensor) -> Problem:
-        """The same problem on a copy of the network that takes less time, if there is one."""
-        attacked = copy(problem)
-        attacked.rows_at_once = self.batch_size
-        if self.bn_mode == "eval" and (self.fold_batchnorm or self.channels_last) and isinstance(problem.model, nn.Module):
-            few = problem.x[:_SHOWN].to(problem.dtype)
-            attacked.model = folded(problem.model, few, logits[:_SHOWN], fold=self.fold_batchnorm)
-        return attacked
 
     def _part(self, name: str) -> Attack:
         """One part with the budget of the version."""

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ...functional import losses
 from ...functional.geometry import NORMS, Norm, size
 from ...functional.gradients import refuse_compiled
+from ...nets.folding import Folded
 from ..evaluation import RobustEvaluation
 from ..outcome import EvaluationAttack
 from .best import Best
@@ -33,7 +34,7 @@ from .checks import (
 from .draws import Draws, SampleDraws, StreamDraws, seed_from
 from .ledger import Attacked, Progress
 from .prepare import BN_MODES, BNMode, prepared
-from .problem import Objective, Problem
+from .problem import Classifier, Objective, Problem
 
 ObjectiveName = Literal["ce", "ce_hard", "kl", "margin"]
 OBJECTIVES = {
@@ -71,6 +72,10 @@ class Attack(EvaluationAttack):
     """Whether the outcome for a sample depends on that sample alone; False where samples of a batch learn from each other."""
     takes_start: bool = False
     """Whether :meth:`run` may be told where to begin."""
+    fold_batchnorm: bool = True
+    """Whether a network in eval mode is attacked with BatchNorm folded in, see :class:`robust_pl.nets.folding.Folded`."""
+    channels_last: bool = True
+    """Whether it is shown images with channels last."""
     stays_within: float = 1.0
     """How far from x the result may lie, in units of eps. Above 1 the attack is one for training alone."""
 
@@ -200,6 +205,7 @@ class Attack(EvaluationAttack):
                 careful=careful,
                 targeted=self.targeted,
                 progress=progress,
+                asked=self.faster(model, fold=not keep_graph),
             )
             if start is not None:
                 problem.given_start = start.detach().to(wide)
@@ -233,6 +239,13 @@ class Attack(EvaluationAttack):
             norms,
             ledger.first_gradient,
         )
+
+    def faster(self, model: nn.Module, fold: bool = True) -> Classifier:
+        """The same network in less time; ``fold`` only where no gradient reaches the weights."""
+        fold = fold and self.fold_batchnorm and self.bn_mode == "eval"
+        if not isinstance(model, nn.Module) or not (fold or self.channels_last):
+            return model
+        return Folded(model, fold=fold, channels_last=self.channels_last)
 
     def attempt(self, problem: Problem) -> Tensor:
         """All tries: :meth:`perturb`, and again where it failed, as often as ``restarts`` says.

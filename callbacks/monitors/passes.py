@@ -83,6 +83,7 @@ class PassCounter:
                 self._ready = True
                 self._prepare(module, inputs)
 
+        first_call.counts_only = True  # type: ignore[attr-defined]  # so that it does not stand in the way of folding
         # A method may ask for the features without calling the network: then its first child is the first that is called.
         self._handles += [m.register_forward_pre_hook(first_call) for m in (self.net, *self.net.children())]
 
@@ -121,6 +122,8 @@ class PassCounter:
             watched = _first_tensor(output)
             if watched is not None and watched.requires_grad:
                 watched.register_hook(lambda gradient: backwards(gradient, samples))
+
+        forwards.counts_only = True  # type: ignore[attr-defined]
 
         def backwards(gradient: Tensor, samples: int) -> None:
             self._add(samples)

@@ -1,115 +1,218 @@
-"""The same classifier, faster: for attacks, which ask a network in eval mode thousands of times."""
+"""The same network in less time, for attacks: in eval mode BatchNorm is folded into the convolution before it."""
 
 from __future__ import annotations
 
-from collections import Counter
-from copy import deepcopy
+from collections import Counter, OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.fusion import fuse_conv_bn_eval
+from torch.distributed.tensor import DTensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
-_KNOWN = ("torch.nn.modules.", "robust_pl.nets.", "torchvision.models.", "torchvision.ops.", "timm.")
-_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-_TOLERANCE = 1e-5
-_METHODS = "robust_pl.methods.base"
+from ..functional.gradients import compiled_parts
+
+Pair = tuple[nn.Conv2d, nn.BatchNorm2d]
+_HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
 
 
-class Folded(nn.Module):
-    """A copy of a network with BatchNorm folded into the convolutions before it, fed with channels last.
+class Folded:
+    """A network as an attack asks it: the same logits but for rounding, with BatchNorm folded and channels last.
+
+    The network is not changed and no module is replaced: while it runs, each convolution that one BatchNorm alone reads takes
+    weights with that BatchNorm in them, and the BatchNorm passes on what it gets. Which they are is seen once for each network
+    and shape of images, see :func:`look_at`; every pass checks that each BatchNorm gets the result of its own convolution, and
+    else is run again as it is. Left as they are: convolutions and BatchNorms of other classes than torch's own, in train mode,
+    parametrised or with hooks (but those that say ``hook.counts_only = True``); and networks that are compiled, sharded, or
+    recompute activations in their backward pass.
+
+    The weights must not change while it is in use: make one for each call of an attack. It costs no pass, and a copy of the
+    convolutions' weights as long as it lives; the first for a network costs one pass of two images.
 
     Args:
-        net: the copy.
+        model: maps pixels (B, C, H, W) to logits (B, K).
+        fold: fold BatchNorm.
+        channels_last: show the network images in channels-last memory format, if it takes them.
     """
 
-    def __init__(self, net: nn.Module) -> None:
+    def __init__(self, model: nn.Module, *, fold: bool = True, channels_last: bool = True) -> None:
+        self.model, self.channels_last = model, channels_last
+        self.fold = fold and not compiled_parts(model) and not any(isinstance(p, DTensor) for p in model.parameters())
+        self._pairs: list[Pair] | None = None
+        self._weights: dict[torch.dtype, list[tuple[Tensor, Tensor]]] = {}
+        self._made: dict[int, Tensor] = {}
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Logits (B, K) of pixels (B, C, H, W)."""
+        plan = look_at(self.model, x)
+        if self.channels_last and plan.channels_last:
+            x = x.contiguous(memory_format=torch.channels_last)
+        if self.fold and plan.pairs:
+            try:
+                with self._folding(plan.pairs):
+                    logits = self.model(x)
+                    if self._made:
+                        raise _OtherWay
+                return logits
+            except _OtherWay:
+                plan.pairs.clear()
+        return self.model(x)
+
+    @contextmanager
+    def _folding(self, pairs: list[Pair]) -> Iterator[None]:
+        if self._pairs is None:
+            self._pairs = list(pairs)
+        folded = [(i, pair) for i, pair in enumerate(self._pairs) if not pair[1].training and not any(map(_is_special, pair))]
+        self._made.clear()
+        try:
+            for i, (conv, norm) in folded:
+                conv.forward = partial(self._convolve, i, conv)
+                norm.forward = partial(self._pass_on, i)
+            yield
+        finally:
+            for _, pair in folded:
+                for module in pair:
+                    del module.forward
+            self._made.clear()
+
+    def _convolve(self, i: int, conv: nn.Conv2d, z: Tensor) -> Tensor:
+        if torch._C._autograd._top_saved_tensors_default_hooks(True) is not None:
+            raise _OtherWay  # activations are to be computed again later, and by then this convolution is itself
+        kind = z.device.type
+        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else conv.weight.dtype
+        if dtype not in self._weights:
+            self._weights[dtype] = _with_norms(self._pairs or [], dtype, self.channels_last)
+        self._made[i] = conv._conv_forward(z, *self._weights[dtype][i])
+        return self._made[i]
+
+    def _pass_on(self, i: int, z: Tensor) -> Tensor:
+        if z is not self._made.pop(i, None):
+            raise _OtherWay
+        return z
+
+
+@dataclass
+class Plan:
+    """What is known of a network that is shown images of one shape.
+
+    Args:
+        pairs: convolutions and the BatchNorm that alone reads what they return; each runs once a pass.
+        channels_last: whether the network takes images in channels-last memory format.
+    """
+
+    pairs: list[Pair] = field(default_factory=list)
+    channels_last: bool = False
+
+
+_PLANS: WeakKeyDictionary[nn.Module, dict[tuple[int, ...], Plan]] = WeakKeyDictionary()
+
+
+def look_at(model: nn.Module, x: Tensor) -> Plan:
+    """What can be done about a network: known already, or seen in one pass of two images of ``x`` (B, C, H, W).
+
+    That pass goes through a shallow copy without hooks, so that nobody counts it, and puts random streams back.
+    """
+    plans = _PLANS.setdefault(model, {})
+    shape = tuple(x.shape[1:])
+    if shape not in plans:
+        few, convolves = x[:2].detach(), any(isinstance(module, nn.Conv2d) for module in model.modules())
+        formats = (torch.channels_last, torch.contiguous_format) if convolves else ()
+        plans[shape] = next((plan for kind in formats if (plan := _watched(model, few, kind)) is not None), Plan())
+    return plans[shape]
+
+
+def _watched(model: nn.Module, x: Tensor, memory_format: torch.memory_format) -> Plan | None:
+    """None if the network does not run so: one that cuts its input up by ``view()`` wants it contiguous, say."""
+    copies: dict[nn.Module, nn.Module] = {}
+    copy = _shallow_copy(model, copies)
+    watch = _Watch(copies)
+    try:
+        with torch.random.fork_rng([x.device] if x.is_cuda else []), torch.no_grad(), watch:
+            copy(x.contiguous(memory_format=memory_format))
+    except Exception:  # whatever a network says to two images is said again, and heard, when it is asked in earnest
+        return None
+    return Plan(watch.pairs(), memory_format is torch.channels_last)
+
+
+class _Watch(TorchDispatchMode):
+    """Notes which results of convolutions one BatchNorm reads, and nobody else.
+
+    Args:
+        copies: of each module of a network, without hooks; these are what will run.
+    """
+
+    def __init__(self, copies: dict[nn.Module, nn.Module]) -> None:
         super().__init__()
-        self.net = net.to(memory_format=torch.channels_last)
+        self.calls: Counter[nn.Module] = Counter()
+        self.made: dict[int, tuple[nn.Conv2d, Tensor]] = {}  # holding them, so that no two share an id
+        self.readers: dict[int, nn.BatchNorm2d | None] = {}
+        self.at_work: nn.BatchNorm2d | None = None
+        for module, copy in copies.items():
+            if type(module) is nn.Conv2d and not _is_special(module):
+                copy.register_forward_hook(partial(self._made, module))
+            elif type(module) is nn.BatchNorm2d and not _is_special(module) and module.running_mean is not None:
+                copy.register_forward_pre_hook(partial(self._begins, module))
+                copy.register_forward_hook(self._ends)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.net(x.contiguous(memory_format=torch.channels_last))
+    def pairs(self) -> list[Pair]:
+        found = [(self.made[key][0], norm) for key, norm in self.readers.items() if norm is not None and not norm.training]
+        return [pair for pair in found if all(self.calls[module] == 1 for module in pair)]
+
+    def _made(self, conv: nn.Conv2d, copy: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        self.calls[conv] += 1
+        self.made[id(output)] = conv, output
+
+    def _begins(self, norm: nn.BatchNorm2d, copy: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        self.calls[norm] += 1
+        self.at_work = norm
+
+    def _ends(self, *_: Any) -> None:
+        self.at_work = None
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        for read in tree_leaves((args, kwargs)):
+            if id(read) in self.made:
+                known = self.readers.get(id(read), self.at_work)
+                self.readers[id(read)] = known if known is self.at_work else None
+        return func(*args, **(kwargs or {}))
 
 
-def folded(model: nn.Module, x: Tensor, logits: Tensor, *, fold: bool = True) -> nn.Module:
-    """A copy of ``model`` that gives the same logits in less time, or ``model`` itself where that is not certain.
-
-    Only networks whose modules are all known (those of torch, torchvision, timm and this library), in eval mode and without
-    hooks, are copied: what a user's own module does beside its arithmetic must go on happening. The copy must agree on ``x``
-    to 1e-5 of the largest logit. It costs a forward and a backward pass over the first image and a
-    forward pass over ``x``, with the copy.
-
-    Args:
-        model: maps pixels (B, C, H, W) to logits (B, K), in eval mode.
-        x: a few images (B, C, H, W).
-        logits: of ``model`` at ``x``, (B, K).
-        fold: also fold BatchNorm; False changes the memory format only.
-    """
-    if type(model).forward.__module__ == _METHODS and not _is_special(model):
-        model = model.net
-    if not all(_is_plain(module) for module in model.modules()):
-        return model
-    net = deepcopy(model)
-    if fold:
-        for conv, norm in _pairs(net, x[:1]):
-            _replace(net, norm, nn.Identity())
-            _replace(net, conv, fuse_conv_bn_eval(conv, norm))
-    with torch.no_grad():
-        faster = Folded(net.requires_grad_(False)).eval()
-        found = faster(x)
-    close = (found - logits).abs().max() <= _TOLERANCE * logits.abs().max().clamp_min(1.0)
-    return faster if close else model
+class _OtherWay(Exception):
+    """The network went another way through its layers than when it was looked at."""
 
 
 def _is_special(module: nn.Module) -> bool:
-    return "forward" in vars(module) or any(getattr(module, hooks) for hooks in _HOOKS) or hasattr(module, "parametrizations")
+    if "forward" in vars(module) or hasattr(module, "parametrizations"):
+        return True
+    return any(not getattr(hook, "counts_only", False) for hooks in _HOOKS for hook in getattr(module, hooks).values())
 
 
-def _is_plain(module: nn.Module) -> bool:
-    # A trailing dot, so that a module called timm_of_mine is not taken for timm.
-    return f"{type(module).__module__}.".startswith(_KNOWN) and not module.training and not _is_special(module)
+def _shallow_copy(module: nn.Module, copies: dict[nn.Module, nn.Module]) -> nn.Module:
+    """The same tensors in other modules, without hooks and not compiled; ``copies`` gets each module's."""
+    if module not in copies:
+        copy = copies[module] = module.__new__(type(module))
+        copy.__dict__ = vars(module) | {hooks: OrderedDict() for hooks in _HOOKS} | {"_compiled_call_impl": None}
+        children = module._modules.items()
+        copy.__dict__["_modules"] = {name: None if child is None else _shallow_copy(child, copies) for name, child in children}
+    return copies[module]
 
 
-def _pairs(net: nn.Module, x: Tensor) -> list[tuple[nn.Conv2d, nn.BatchNorm2d]]:
-    """Convolutions and the BatchNorm that takes what they return, where each runs once and nobody else reads it.
-
-    In one pass, BatchNorm gets what the convolution returned, and everybody else the same plus a stranger, who is zero: the
-    logits have a gradient with respect to it if there is anybody else.
-    """
-    made: dict[int, tuple[nn.Conv2d, Tensor, Tensor, int]] = {}
-    calls: Counter[nn.Module] = Counter()
-    pairs: list[tuple[nn.Conv2d, nn.BatchNorm2d]] = []
-    strangers: list[Tensor] = []
-
-    def after_conv(conv: nn.Conv2d, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        calls[conv] += 1
-        strangers.append(torch.zeros_like(output).requires_grad_())
-        shown = output + strangers[-1]
-        made[id(shown)] = conv, output, shown, shown._version  # holding them, so that no two share an id
-        return shown
-
-    def before_norm(norm: nn.BatchNorm2d, inputs: tuple[Tensor, ...]) -> Tensor | None:
-        calls[norm] += 1
-        conv, output, shown, version = made.get(id(inputs[0]), (None, None, None, 0))
-        if conv is None or shown._version != version or not norm.track_running_stats:
-            return None
-        pairs.append((conv, norm))
-        return output
-
-    hooks = [m.register_forward_hook(after_conv) for m in net.modules() if type(m) is nn.Conv2d]
-    hooks += [m.register_forward_pre_hook(before_norm) for m in net.modules() if type(m) is nn.BatchNorm2d]
-    with torch.enable_grad():
-        logits = net(x)
-        reached = (
-            torch.autograd.grad(logits.sum(), strangers, allow_unused=True) if logits.requires_grad else [None] * len(made)
-        )
-    for hook in hooks:
-        hook.remove()
-    read = {conv for (conv, *_), gradient in zip(made.values(), reached, strict=True) if gradient is not None}
-    return [(conv, norm) for conv, norm in pairs if conv not in read and calls[conv] == calls[norm] == 1]
-
-
-def _replace(net: nn.Module, old: nn.Module, new: nn.Module) -> None:
-    for parent in net.modules():
-        for name, child in parent.named_children():
-            if child is old:
-                setattr(parent, name, new)
+def _with_norms(pairs: list[Pair], dtype: torch.dtype, channels_last: bool) -> list[tuple[Tensor, Tensor]]:
+    """Weight and bias of each convolution with its BatchNorm in it."""
+    memory_format = torch.channels_last if channels_last else torch.contiguous_format
+    found = []
+    with torch.no_grad():
+        for conv, norm in pairs:
+            scale = torch.rsqrt(norm.running_var + norm.eps)
+            scale = scale if norm.weight is None else scale * norm.weight
+            shift = -norm.running_mean if conv.bias is None else conv.bias - norm.running_mean
+            bias = shift * scale if norm.bias is None else torch.addcmul(norm.bias, shift, scale)
+            weight = conv.weight * scale.view(-1, 1, 1, 1)
+            found.append((weight.to(dtype, memory_format=memory_format), bias.to(dtype)))
+    return found
