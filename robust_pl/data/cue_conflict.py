@@ -33,7 +33,7 @@ class CueConflictDataModule(ImageDataModule):
         data_dir: folder of the images, or what holds it as ``cue-conflict``; default the environment variable ROBUST_PL_DATA,
             else ``./data``.
         eval_batch_size: samples a batch.
-        num_workers: processes that read ahead.
+        num_workers: processes that read ahead; None chooses, see :class:`ImageDataModule`.
         image_size: height and width that the network sees; the files have 224.
         resize: length of the shorter side before the cut in the middle.
         skip_damaged: leave out images that cannot be read, and report which, instead of refusing the first one that is met.
@@ -47,7 +47,7 @@ class CueConflictDataModule(ImageDataModule):
         self,
         data_dir: str | None = None,
         eval_batch_size: int = 128,
-        num_workers: int = 2,
+        num_workers: int | None = None,
         image_size: int = 224,
         resize: int = 224,
         skip_damaged: bool = False,

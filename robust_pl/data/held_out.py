@@ -23,7 +23,7 @@ class HeldOut(ImageDataModule):
         data: what the earlier run was fitted on, with the same ``val_size`` and ``val_split``.
         batch_size: samples a step and a process; None takes that of ``data``.
         eval_batch_size: samples a batch of validation and test; None takes that of ``data``.
-        num_workers: processes that read ahead.
+        num_workers: processes that read ahead; None chooses, see :class:`ImageDataModule`.
         val_size: samples to select by, as a fraction of the held-out ones or a number; the others are learned from.
         seed: of the split, the order and the augmentation, here and in ``data``.
         augment: whether the samples that are learned from are augmented; None does as ``data``.
@@ -39,7 +39,7 @@ class HeldOut(ImageDataModule):
         data: ImageDataModule,
         batch_size: int | None = None,
         eval_batch_size: int | None = None,
-        num_workers: int = 0,
+        num_workers: int | None = None,
         val_size: int | float = 1 / 3,
         seed: int = 0,
         augment: bool | None = None,

@@ -23,7 +23,7 @@ class ImageFolderDataModule(ImageDataModule):
             ``./data``.
         batch_size: training samples a step and a process.
         eval_batch_size: samples a batch of validation, test and predict; default ``batch_size``.
-        num_workers: processes that read ahead.
+        num_workers: processes that read ahead; None chooses, see :class:`ImageDataModule`.
         val_size: validation samples, as a fraction of the training set or a number; 0 for none.
         seed: of the split, the order and the augmentation.
         augment: whether training samples are augmented so; if not, they are read like the others. A list of augmentations,
@@ -46,7 +46,7 @@ class ImageFolderDataModule(ImageDataModule):
         data_dir: str | None = None,
         batch_size: int = 128,
         eval_batch_size: int | None = None,
-        num_workers: int = 2,
+        num_workers: int | None = None,
         val_size: int | float = 0.1,
         seed: int = 0,
         augment: bool | list[Augmentation] = True,

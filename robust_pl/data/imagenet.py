@@ -42,7 +42,7 @@ class ImageNetSubsetDataModule(ImageNetSet):
         classes: the classes of which set are measured: with ``imagenet_a`` and ImageNet's ``val`` as ``data_dir``, accuracy is
             what that on ImageNet-A is to be compared with. Other folders are left aside. None takes all folders that there are.
         eval_batch_size: samples a batch.
-        num_workers: processes that read ahead.
+        num_workers: processes that read ahead; None chooses, see :class:`ImageDataModule`.
         image_size: height and width that the network sees.
         resize: length of the shorter side before the cut in the middle.
         skip_damaged: leave out images that cannot be read, and report which, instead of refusing the first one that is met.
@@ -59,7 +59,7 @@ class ImageNetSubsetDataModule(ImageNetSet):
         data_dir: str | None = None,
         classes: ClassesOf | None = None,
         eval_batch_size: int = 128,
-        num_workers: int = 2,
+        num_workers: int | None = None,
         image_size: int = 224,
         resize: int = 256,
         skip_damaged: bool = False,

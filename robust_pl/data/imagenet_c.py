@@ -123,7 +123,7 @@ class ImageNetCDataModule(ImageNetSet):
         data_dir: folder of the folders ``<corruption>/<severity>/<class>``, or what holds it as ``ImageNet-C`` or
             ``imagenet-c``; default the environment variable ROBUST_PL_DATA, else ``./data``.
         eval_batch_size: samples a batch.
-        num_workers: processes that read ahead.
+        num_workers: processes that read ahead; None chooses, see :class:`ImageDataModule`.
         skip_damaged: leave out images that cannot be read, and report which, instead of refusing the first one that is met;
             costs one more pass over the files.
 
@@ -140,7 +140,7 @@ class ImageNetCDataModule(ImageNetSet):
         severity: int,
         data_dir: str | None = None,
         eval_batch_size: int = 128,
-        num_workers: int = 2,
+        num_workers: int | None = None,
         skip_damaged: bool = False,
     ) -> None:
         super().__init__(data_dir, eval_batch_size, num_workers, _SIZE, _SIZE, skip_damaged)

@@ -22,7 +22,7 @@ class ImageNetSet(ImageDataModule, ABC):
         data_dir: folder of the class folders, or what holds it under its usual name (``usual``); default the environment
             variable ROBUST_PL_DATA, else ``./data``.
         eval_batch_size: samples a batch.
-        num_workers: processes that read ahead.
+        num_workers: processes that read ahead; None chooses, see :class:`ImageDataModule`.
         image_size: height and width that the network sees.
         resize: length of the shorter side before the cut in the middle.
         skip_damaged: leave out images that cannot be read, and report which, instead of refusing the first one that is met;
@@ -43,7 +43,7 @@ class ImageNetSet(ImageDataModule, ABC):
         self,
         data_dir: str | None = None,
         eval_batch_size: int = 128,
-        num_workers: int = 2,
+        num_workers: int | None = None,
         image_size: int = 224,
         resize: int = 256,
         skip_damaged: bool = False,

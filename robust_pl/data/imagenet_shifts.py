@@ -131,7 +131,7 @@ class ImageNetEDataModule(_AllClasses):
         data_dir: folder that holds those of the edits and of the original images.
         edit: name of the folder below it; empty if ``data_dir`` holds the class folders itself.
         eval_batch_size: samples a batch.
-        num_workers: processes that read ahead.
+        num_workers: processes that read ahead; None chooses, see :class:`ImageDataModule`.
         image_size: height and width that the network sees.
         resize: length of the shorter side before the cut in the middle.
         skip_damaged: leave out images that cannot be read, and report which, instead of refusing the first one that is met.
@@ -148,7 +148,7 @@ class ImageNetEDataModule(_AllClasses):
         data_dir: str | None = None,
         edit: str = "",
         eval_batch_size: int = 128,
-        num_workers: int = 2,
+        num_workers: int | None = None,
         image_size: int = 224,
         resize: int = 256,
         skip_damaged: bool = False,

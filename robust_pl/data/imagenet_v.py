@@ -28,7 +28,7 @@ class ImageNetVDataModule(ImageDataModule):
     Args:
         data_dir: folder of the class folders; default the environment variable ROBUST_PL_DATA, else ``./data``.
         eval_batch_size: samples a batch.
-        num_workers: processes that read ahead.
+        num_workers: processes that read ahead; None chooses, see :class:`ImageDataModule`.
         image_size: height and width that the network sees.
         resize: length of the shorter side before the cut in the middle.
         label_map: file that gives the classes of folders which do not say it; below ``data_dir``, or any place.
@@ -44,7 +44,7 @@ class ImageNetVDataModule(ImageDataModule):
         self,
         data_dir: str | None = None,
         eval_batch_size: int = 128,
-        num_workers: int = 2,
+        num_workers: int | None = None,
         image_size: int = 224,
         resize: int = 256,
         label_map: str | None = None,

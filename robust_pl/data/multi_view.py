@@ -35,7 +35,7 @@ class MultiViewDataModule(ImageDataModule):
         data_dir: the folder of the objects; default the environment variable ROBUST_PL_DATA, else ``./data``.
         batch_size: training samples a step and a process.
         eval_batch_size: samples a batch of validation, test and predict; default ``batch_size``.
-        num_workers: processes that read ahead.
+        num_workers: processes that read ahead; None chooses, see :class:`ImageDataModule`.
         seed: of the validation objects, the order and the augmentation.
         augment: whether training images are cut at random and mirrored; or a list of augmentations, see
             :class:`ImageDataModule`.
@@ -64,7 +64,7 @@ class MultiViewDataModule(ImageDataModule):
         data_dir: str | None = None,
         batch_size: int = 128,
         eval_batch_size: int | None = None,
-        num_workers: int = 2,
+        num_workers: int | None = None,
         seed: int = 0,
         augment: bool | list[Augmentation] = True,
         drop_last: bool = True,

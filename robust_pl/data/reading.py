@@ -100,12 +100,15 @@ class BatchReader:
         for batch in self._asked(epoch, batches):
             if isinstance(batch, Exception):
                 raise batch
-            if turn != self._turn and self.num_workers:
-                raise RuntimeError(
-                    "a loader with workers was iterated a second time before the first had ended: make two, or set num_workers "
-                    "to 0"
-                )
+            self._check(turn)
             yield tuple(batch)
+        self._check(turn)
+
+    def _check(self, turn: int) -> None:
+        if turn != self._turn and self.num_workers:
+            raise RuntimeError(
+                "a loader with workers was iterated a second time before the first had ended: make two, or set num_workers to 0"
+            )
 
     def _asked(self, epoch: int, batches: Iterable[Tensor]) -> Iterator[Any]:
         loader = self._loader

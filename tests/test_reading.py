@@ -1,0 +1,89 @@
+"""Workers: how many, that they stay, and that nothing is lost between epochs."""
+
+from __future__ import annotations
+
+import os
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from robust_pl.data import DigitsDataModule, HeldOut
+from robust_pl.data.base import ImageDataModule
+from robust_pl.data.images import Images
+from robust_pl.data.loaders import EvalLoader, TrainLoader, TrainOrder
+from robust_pl.data.reading import MOST_WORKERS, chosen_workers
+
+from .test_data import Own, Plain
+
+
+class Process(Images):
+    """Labels tell which process read a sample."""
+
+    def __len__(self) -> int:
+        return 40
+
+    def sample(self, position, key):
+        return torch.full((1, 1, 1), position / 1000), os.getpid()
+
+
+def test_workers_stay_from_epoch_to_epoch():
+    loader = TrainLoader(Process(), TrainOrder(torch.arange(40), 4, 0), num_workers=2)
+    alone = TrainLoader(Process(), TrainOrder(torch.arange(40), 4, 0), num_workers=0)
+    processes = []
+    for epoch, steps in enumerate((10, 3, 10)):  # the second is broken off, as limit_train_batches does
+        loader.sampler.set_epoch(epoch)
+        alone.sampler.set_epoch(epoch)
+        read, expected = iter(loader), iter(alone)
+        batches = [next(read) for _ in range(steps)]
+        for (x, _, index), (x_alone, _, index_alone) in zip(batches, expected, strict=False):
+            assert torch.equal(x, x_alone) and torch.equal(index, index_alone)
+        processes.append({int(one) for _, y, _ in batches for one in y})
+    assert len(processes[0]) == 2 and processes[0] == processes[1] == processes[2] and os.getpid() not in processes[0]
+
+
+def test_workers_of_an_evaluation_stay_and_resuming_starts_where_it_stopped():
+    loader = EvalLoader(Process(), torch.arange(40), 10, num_workers=1)
+    assert len({int(one) for _ in range(2) for _, y, _ in loader for one in y}) == 1
+    one, other = (TrainLoader(Process(), TrainOrder(torch.arange(40), 4, 0), num_workers=1) for _ in range(2))
+    read = iter(one)
+    seen = [next(read)[2].tolist() for _ in range(4)]
+    other.load_state_dict(one.state_dict())
+    assert seen + [index.tolist() for *_, index in other] == [index.tolist() for index in one.sampler.batches(0)]
+
+
+def test_two_readers_of_one_loader():
+    loader = EvalLoader(Plain(40), torch.arange(40), 10, num_workers=1)
+    first = iter(loader)
+    next(first)
+    assert len(list(loader)) == 4
+    with pytest.raises(RuntimeError, match="make two, or set num_workers to 0"):
+        next(first)
+    loader = EvalLoader(Plain(40), torch.arange(40), 10, num_workers=0)
+    first = iter(loader)
+    next(first)
+    assert len(list(loader)) == 4 and len(list(first)) == 3
+
+
+def test_chosen_workers(monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(12), raising=False)
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    assert [chosen_workers(Plain(9), processes) for processes in (None, 1, 2, 3, 16)] == [MOST_WORKERS, 8, 6, 4, 0]
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    assert chosen_workers(Plain(9)) == 3
+    assert chosen_workers(DigitsDataModule().train_set) == 0
+
+
+def test_workers_of_a_data_module(monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(4), raising=False)
+
+    def workers(data: ImageDataModule) -> tuple[int, int]:
+        data.trainer = SimpleNamespace(
+            global_rank=0, world_size=2, num_devices=2, overfit_batches=0,
+            strategy=SimpleNamespace(root_device=torch.device("cpu")),
+        )  # fmt: skip
+        return data.train_dataloader().reader.num_workers, data.test_dataloader().reader.num_workers
+
+    assert workers(Own(batch_size=4)) == (2, 2) and workers(Own(batch_size=4, num_workers=3)) == (3, 3)
+    assert workers(DigitsDataModule()) == (0, 0)
+    assert workers(HeldOut(Own(val_size=0.5), batch_size=4)) == (2, 2)
