@@ -182,7 +182,7 @@ class Attack(EvaluationAttack):
                 the same forward pass. A compiled network is refused.
         """
         check_shapes(x, y)
-        radius = self.eps if eps is None else check_eps(eps, self.norm)
+        radius = self.eps if eps is None else check_eps(eps, self.norm, values=careful)
         if isinstance(radius, Tensor):
             radius = per_sample_eps(radius, x)
         if start is not None and not self.takes_start:

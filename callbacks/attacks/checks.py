@@ -29,14 +29,20 @@ COMPLAINTS = {
 }
 
 
-def check_eps(eps: Number | Tensor, norm: Norm) -> Ratio | Tensor:
+def check_eps(eps: Number | Tensor, norm: Norm, *, values: bool = True) -> Ratio | Tensor:
     """Refuse a radius that cannot be meant, and warn of one that hardly can.
+
+    Args:
+        eps: a number, or a tensor of any shape.
+        norm: which ball.
+        values: whether to look at those of a tensor, for which a GPU must wait.
 
     Raises:
         ValueError: if eps is negative, not finite, or above 1 for linf.
     """
     if isinstance(eps, Tensor):
-        if not (torch.isfinite(eps).all() and (eps >= 0).all()) or (norm == "linf" and (eps > 1).any()):
+        wrong = values and (not (torch.isfinite(eps).all() and (eps >= 0).all()) or (norm == "linf" and (eps > 1).any()))
+        if wrong:
             raise ValueError("eps holds values that are negative, NaN or above 1: pixels lie in [0, 1], so write 8/255")
         return eps
     eps = eps if isinstance(eps, Ratio) else Ratio(eps)

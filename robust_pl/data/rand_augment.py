@@ -60,11 +60,13 @@ class RandAugment(Augmentation):
         """
         amount, kornia = self.magnitude / 10, _enhance()
         factor = 1 + sign * _BLEND * amount
+        # Filled on the device: a number would be copied there, for which the host would wait.
+        threshold, bits = x.new_full((), 1 - amount), chosen.new_full((), 8 - round(_BITS * amount))
         changed = {
             "autocontrast": _autocontrast(x),
             "equalize": kornia.equalize(x),
-            "solarize": kornia.solarize(x, 1 - amount) if amount else x,
-            "posterize": kornia.posterize(x, 8 - round(_BITS * amount)),
+            "solarize": kornia.solarize(x, threshold) if amount else x,
+            "posterize": kornia.posterize(x, bits),
             "color": kornia.adjust_saturation_with_gray_subtraction(x, factor) if x.shape[1] == 3 else x,
             "contrast": kornia.adjust_contrast_with_mean_subtraction(x, factor),
             "brightness": kornia.adjust_brightness_accumulative(x, factor),
