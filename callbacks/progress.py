@@ -12,6 +12,7 @@ from rich.progress import Progress, TaskID
 
 _SHORT = {"train/loss": "loss", "val/acc_clean": "clean", "val/acc_worst": "robust"}
 _SECONDS_BETWEEN_LINES = 30.0
+_SECONDS_BETWEEN_FIGURES = 0.5
 
 
 class AttackBar:
@@ -58,8 +59,17 @@ class ProgressBar(RichProgressBar):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.attack_bar = AttackBar()
+        self._figures: dict[str, Any] = {}
+        self._read_at = float("-inf")
 
     def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
+        # To read the loss is to wait for the device: now and then, not in every step.
+        if trainer.training and time.monotonic() - self._read_at < _SECONDS_BETWEEN_FIGURES:
+            return self._figures
+        self._figures, self._read_at = self._read(trainer, pl_module), time.monotonic()
+        return self._figures
+
+    def _read(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
         found = super().get_metrics(trainer, pl_module)
         own = {_SHORT[key]: value for key, value in found.items() if key in _SHORT}
         # Whatever a method logs for the bar beside the base's own figures is shown as it is.

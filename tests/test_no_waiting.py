@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from itertools import count
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,7 +14,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer, seed_everything
 from torch import Tensor, nn
 
-from robust_pl.callbacks import AWP, EMA, MARWP, PGD, RWP, SAM, SWA, Attack, FriendlySAM
+from robust_pl.callbacks import AWP, EMA, MARWP, PGD, RWP, SAM, SWA, Attack, FriendlySAM, ProgressBar, progress
 from robust_pl.data import (
     PRIME,
     APRPair,
@@ -91,11 +93,11 @@ def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Attack, "run", runs)
 
 
-def waits_of(case: Case, callbacks: list[Callback], folder: Path, root: Path, device: str) -> set[str]:
+def waits_of(case: Case, callbacks: list[Callback], folder: Path, root: Path, device: str, bar: bool = False) -> set[str]:
     watched = Watched()
     seed_everything(0, verbose=False)
     method = case.build(sgd, folder)
-    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False, "enable_checkpointing": False}
+    quiet = {"logger": False, "enable_progress_bar": bar, "enable_model_summary": False, "enable_checkpointing": False}
     trainer = Trainer(
         accelerator=device,
         devices=1,
@@ -144,6 +146,17 @@ def test_no_weight_callback_waits(make: Callable[[], Callback], device: str, ing
 def test_friendly_training_does_not_wait_for_what_is_broken(device: str, ingredients: Path, tmp_path: Path) -> None:
     case = Case(lambda optimizer, _: PGDAT(net(), PGD(EPS, steps=3, keep="first"), optimizer))
     assert not waits_of(case, [], ingredients, tmp_path, device)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize(("hurry", "waits"), [(0.01, False), (1.0, True)])
+def test_the_progress_bar_reads_the_loss_now_and_then(
+    hurry: float, waits: bool, device: str, ingredients: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not in every step; the first one is not looked at."""
+    clock = count(step=hurry)
+    monkeypatch.setattr(progress, "time", SimpleNamespace(monotonic=lambda: next(clock)))
+    assert bool(waits_of(METHODS["PGDAT"], [ProgressBar()], ingredients, tmp_path, device, bar=True)) == waits
 
 
 AUGMENTATIONS = [
