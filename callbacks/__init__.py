@@ -56,6 +56,7 @@ __getattr__, __dir__, __all__ = attach(
         "SIM": "attacks.sim",
         "SimBA": "attacks.simba",
         "Smoothing": "attacks.transforms",
+        "Speed": "speed",
         "Square": "attacks.square",
         "SubspaceTraining": "weights.subspace",
         "TIM": "attacks.tim",

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 from ...functional import losses
 from ...functional.geometry import NORMS, Norm, size
-from ...functional.gradients import refuse_compiled
+from ...functional.gradients import compiled_parts, refuse_compiled
 from ...nets.folding import Folded
+from ...nets.graphed import Graphed
 from ..evaluation import RobustEvaluation
 from ..outcome import EvaluationAttack
 from .best import Best
@@ -76,6 +77,8 @@ class Attack(EvaluationAttack):
     """Whether a network in eval mode is attacked with BatchNorm folded in, see :class:`robust_pl.nets.folding.Folded`."""
     channels_last: bool = True
     """Whether it is shown images with channels last."""
+    cuda_graphs: bool = False
+    """Whether its passes in eval mode are replayed as CUDA graphs, see :class:`robust_pl.nets.graphed.Graphed`."""
     stays_within: float = 1.0
     """How far from x the result may lie, in units of eps. Above 1 the attack is one for training alone."""
 
@@ -241,11 +244,12 @@ class Attack(EvaluationAttack):
         )
 
     def faster(self, model: nn.Module, fold: bool = True) -> Classifier:
-        """The same network in less time; ``fold`` only where no gradient reaches the weights."""
-        fold = fold and self.fold_batchnorm and self.bn_mode == "eval"
-        if not isinstance(model, nn.Module) or not (fold or self.channels_last):
+        """The same network in less time; ``fold`` where no gradient reaches its weights."""
+        fixed = fold and self.bn_mode == "eval"
+        if not isinstance(model, nn.Module):
             return model
-        return Folded(model, fold=fold, channels_last=self.channels_last)
+        folded = Folded(model, fold=fixed and self.fold_batchnorm, channels_last=self.channels_last)
+        return Graphed(folded) if fixed and self.cuda_graphs and not compiled_parts(model) else folded
 
     def attempt(self, problem: Problem) -> Tensor:
         """All tries: :meth:`perturb`, and again where it failed, as often as ``restarts`` says.

@@ -24,6 +24,7 @@ from ..callbacks.attacks.base import Attack, ObjectiveName
 from ..callbacks.attacks.ledger import Attacked
 from ..callbacks.attacks.problem import Objective
 from ..callbacks.evaluation import RobustEvaluation
+from ..callbacks.speed import Speed
 from ..callbacks.weights.perturbation import WeightPerturbation
 from ..nets.weights import load_weights
 from ..trust import check_classes, guarded, read_checkpoint
@@ -259,6 +260,7 @@ class Method(LightningModule, ABC):
         if str(self.trainer.precision) in ("16-mixed", "16-true") and self.attack is not None:
             raise ValueError("precision 16 rounds small gradients of pixels to 0: choose precision bf16-mixed or 32")
         RobustEvaluation.ensure(self.trainer)
+        Speed.ensure(self.trainer)
         if self._weights is not None and self.trainer.ckpt_path is None:
             load_weights(self.net, self._weights)
             self._weights = None

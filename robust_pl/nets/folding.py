@@ -32,8 +32,8 @@ class Folded:
     parametrised or with hooks (but those that say ``hook.counts_only = True``); and networks that are compiled, sharded, or
     recompute activations in their backward pass.
 
-    The weights must not change while it is in use: make one for each call of an attack. It costs no pass, and a copy of the
-    convolutions' weights as long as it lives; the first for a network costs one pass of two images.
+    The weights must not change while it is in use: make one for each call of an attack, or :meth:`refresh` it. It costs no
+    pass, and a copy of the convolutions' weights as long as it lives; the first for a network costs one pass of two images.
 
     Args:
         model: maps pixels (B, C, H, W) to logits (B, K).
@@ -63,6 +63,13 @@ class Folded:
             except _OtherWay:
                 plan.pairs.clear()
         return self.model(x)
+
+    def refresh(self) -> None:
+        """Fold the weights as they are now into the tensors that are in use."""
+        for dtype, kept in self._weights.items():
+            for tensors, moved in zip(kept, _with_norms(self._pairs or [], dtype, self.channels_last), strict=True):
+                for tensor, value in zip(tensors, moved, strict=True):
+                    tensor.copy_(value)
 
     @contextmanager
     def _folding(self, pairs: list[Pair]) -> Iterator[None]:
@@ -161,7 +168,7 @@ class _Watch(TorchDispatchMode):
                 copy.register_forward_hook(self._ends)
 
     def pairs(self) -> list[Pair]:
-        found = [(self.made[key][0], norm) for key, norm in self.readers.items() if norm is not None and not norm.training]
+        found = [(self.made[key][0], norm) for key, norm in self.readers.items() if norm is not None]
         return [pair for pair in found if all(self.calls[module] == 1 for module in pair)]
 
     def _made(self, conv: nn.Conv2d, copy: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
@@ -194,10 +201,11 @@ def _is_special(module: nn.Module) -> bool:
 
 
 def _shallow_copy(module: nn.Module, copies: dict[nn.Module, nn.Module]) -> nn.Module:
-    """The same tensors in other modules, without hooks and not compiled; ``copies`` gets each module's."""
+    """The same tensors in other modules, in eval mode, without hooks, not compiled; ``copies`` gets each module's."""
     if module not in copies:
         copy = copies[module] = module.__new__(type(module))
-        copy.__dict__ = vars(module) | {hooks: OrderedDict() for hooks in _HOOKS} | {"_compiled_call_impl": None}
+        bare = {hooks: OrderedDict() for hooks in _HOOKS} | {"_compiled_call_impl": None, "training": False}
+        copy.__dict__ = vars(module) | bare
         children = module._modules.items()
         copy.__dict__["_modules"] = {name: None if child is None else _shallow_copy(child, copies) for name, child in children}
     return copies[module]

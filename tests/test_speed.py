@@ -1,0 +1,146 @@
+"""The switches of Speed: each changes how long a step takes, and no result beyond rounding."""
+
+from __future__ import annotations
+
+import copy
+from types import SimpleNamespace
+
+import pytest
+import torch
+from lightning.pytorch import Trainer
+from torch import nn
+from torch.optim import SGD, Adam
+from torch.utils.data import DataLoader, TensorDataset
+
+from robust_pl import nets
+from robust_pl.callbacks import PGD, Speed
+from robust_pl.callbacks.speed import _fuse
+from robust_pl.methods import PGDAT, GradAlign, StandardTraining
+
+PLAIN = {"fold_batchnorm": False, "channels_last": False, "fused_optimizer": False, "resident_data": False}
+
+
+@pytest.fixture
+def batches():
+    generator = torch.Generator().manual_seed(0)
+    x, y = torch.rand(24, 3, 16, 16, generator=generator), torch.randint(10, (24,), generator=generator)
+    return DataLoader(TensorDataset(x, y), batch_size=8)
+
+
+class Losses(Speed):
+    """Also notes each step's loss, and how images lie in memory."""
+
+    def __init__(self, **switches):
+        super().__init__(**switches)
+        self.losses, self.seen = [], []
+
+    def on_train_start(self, trainer, pl_module):
+        pl_module.net.conv1.register_forward_pre_hook(self.note)
+
+    def note(self, module, inputs):
+        self.seen.append(inputs[0].is_contiguous(memory_format=torch.channels_last))
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        self.losses.append(outputs["loss"].item())
+
+
+def fit(batches, method=PGDAT, norm="l2", **switches):
+    torch.manual_seed(0)
+    speed = Losses(**switches)
+    attack = PGD(0.1, steps=2, norm=norm, random_start=False)  # by default without signs, which rounding flips
+    module = method(nets.ResNet20(), attack, optimizer=lambda params: SGD(params, lr=0.01, momentum=0.9))
+    trainer = Trainer(
+        accelerator="cpu",
+        max_epochs=1,
+        callbacks=[speed],
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    trainer.fit(module, batches)
+    return speed, module
+
+
+def test_the_defaults_change_no_loss_beyond_rounding(batches):
+    (fast, module), (plain, _) = fit(batches), fit(batches, **PLAIN)
+    assert fast.losses == pytest.approx(plain.losses, abs=1e-4)
+    assert all(fast.seen) and not any(plain.seen)
+    assert not module.net._forward_pre_hooks and module.attack.fold_batchnorm
+    assert all(p.is_contiguous() for p in module.parameters())
+
+
+def test_the_switches_reach_attacks_and_data():
+    module, speed = PGDAT(nets.ResNet20(), PGD()), Speed(**PLAIN, cuda_graphs=True)
+    trainer = SimpleNamespace(callbacks=[PGD(), speed], datamodule=SimpleNamespace(resident=None))
+    speed.apply(trainer, module)
+    for attack in (module.attack, trainer.callbacks[0]):
+        assert (attack.fold_batchnorm, attack.channels_last, attack.cuda_graphs) == (False, False, True)
+    assert trainer.datamodule.resident is False
+
+
+def test_it_is_there_by_itself(batches):
+    module = StandardTraining(nets.ResNet20())
+    trainer = Trainer(accelerator="cpu", max_steps=1, logger=False, enable_checkpointing=False, enable_progress_bar=False)
+    trainer.fit(module, batches)
+    assert sum(isinstance(callback, Speed) for callback in trainer.callbacks) == 1
+
+
+@pytest.mark.slow
+def test_a_compiled_network_learns_the_same(batches):
+    """Traced and differentiated ahead of time; the code that inductor would write is a matter of hardware."""
+    (compiled, module), (plain, _) = fit(batches, compile="default", backend="aot_eager"), fit(batches)
+    assert compiled.losses == pytest.approx(plain.losses, abs=1e-4)
+    assert module.net._compiled_call_impl is None
+
+
+def test_double_backward_refuses_a_compiled_network(batches):
+    with pytest.raises(ValueError, match="compiled network cannot be differentiated twice"):
+        fit(batches, method=GradAlign, norm="linf", compile="default", backend="aot_eager")
+
+
+def test_an_unknown_mode_is_refused():
+    with pytest.raises(ValueError, match=r"compile='fast' is no mode of torch.compile: choose one of default, reduce-overhead"):
+        Speed(compile="fast")
+
+
+def test_optimizers_are_left_alone_where_they_cannot_be_fused():
+    weight = nn.Parameter(torch.ones(3))
+    for optimizer in (SGD([weight], lr=0.1), Adam([weight], foreach=False), torch.optim.Rprop([weight])):
+        before = copy.deepcopy(optimizer.state_dict())
+        _fuse(optimizer)
+        assert optimizer.state_dict() == before
+
+
+cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+
+
+@cuda
+@pytest.mark.parametrize("dtype", [None, torch.bfloat16])
+def test_recorded_passes_give_what_the_network_gives(dtype):
+    torch.manual_seed(0)
+    net = nets.ResNet20().cuda().eval()
+    x, y = torch.rand(8, 3, 32, 32, device="cuda"), torch.arange(8, device="cuda")
+    attack, graphed = (PGD(8 / 255, steps=3, random_start=False, norm="l2") for _ in range(2))
+    graphed.cuda_graphs = True
+    with torch.autocast("cuda", dtype, enabled=dtype is not None):
+        for _ in range(3):
+            torch.testing.assert_close(graphed(net, x, y), attack(net, x, y), atol=1e-5, rtol=0)
+            with torch.no_grad():
+                for module in net.modules():  # weights move, and lie where they lay
+                    if isinstance(module, nn.BatchNorm2d):
+                        module.running_mean.add_(0.1)
+                        module.weight.mul_(0.9)
+        for parameter in net.parameters():  # and now elsewhere
+            parameter.data = parameter.data * 0.9
+        torch.testing.assert_close(graphed(net, x, y), attack(net, x, y), atol=1e-5, rtol=0)
+
+
+@cuda
+def test_fused_on_cuda():
+    weight = nn.Parameter(torch.ones(3, device="cuda"))
+    weight.grad = torch.ones_like(weight)
+    optimizer = SGD([weight], lr=0.1, momentum=0.9)
+    _fuse(optimizer)
+    optimizer.step()
+    assert optimizer.param_groups[0]["fused"] and torch.allclose(weight, torch.full_like(weight, 0.9))
