@@ -17,8 +17,8 @@ import torch
 from PIL import Image
 
 from robust_pl.data import CIFAR10DataModule, CIFAR100DataModule, ImageFolderDataModule
+from robust_pl.data.decode import random_box
 from robust_pl.data.hashing import hash_keys
-from robust_pl.data.image_files import random_box
 from robust_pl.data.safe_pickle import load_arrays
 
 REAL = Path(os.environ.get("ROBUST_PL_DATA", "/nonexistent"))

@@ -14,12 +14,10 @@ from PIL import Image
 from rich.progress import track
 from torch import Tensor
 
-from .hashing import uniform
+from .decode import UNREADABLE, decode, visible_part
 from .images import Images
 
 ENDINGS = (".bmp", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
-UNREADABLE = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
-_TRIES = 10
 _THREADS = 8
 _SHOWN_FROM = 5_000
 
@@ -27,7 +25,8 @@ _SHOWN_FROM = 5_000
 class ImageFiles(Images):
     """Labelled image files, with a shorter side of ``resize`` pixels and cut to the middle ``image_size``.
 
-    With a key a random part is cut, resized and mirrored half of the time, see :func:`random_box`. Greyscale becomes RGB.
+    With a key a random part is cut, resized and mirrored half of the time, see :func:`robust_pl.data.decode.random_part`.
+    Greyscale becomes RGB.
 
     Args:
         root: folder that the names are below.
@@ -76,22 +75,8 @@ class ImageFiles(Images):
                     f"border of {self.border}: replace it by the original"
                 )
             image = image.crop((self.border, self.border, image.width - self.border, image.height - self.border))
-        image = self._centre(image) if key is None else self._random(image, key)
+        image = visible_part(image, self.resize, self.image_size, key)
         return torch.from_numpy(np.array(image)).permute(2, 0, 1), int(self.labels[position])
-
-    def _centre(self, image: Image.Image) -> Image.Image:
-        scale = self.resize / min(image.size)
-        image = image.resize((round(image.width * scale), round(image.height * scale)), Image.Resampling.BILINEAR)
-        left, top = (image.width - self.image_size) // 2, (image.height - self.image_size) // 2
-        return image.crop((left, top, left + self.image_size, top + self.image_size))
-
-    def _random(self, image: Image.Image, key: Tensor) -> Image.Image:
-        left, top, width, height = random_box(image.width, image.height, key)
-        image = image.resize(
-            (self.image_size, self.image_size), Image.Resampling.BILINEAR, (left, top, left + width, top + height)
-        )
-        flip = uniform(key, 4 * _TRIES) < 0.5
-        return image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if flip else image
 
     def _skip(self) -> None:
         paths = [self.path(i) for i in range(len(self))]
@@ -134,8 +119,7 @@ def read_image(path: Path) -> Image.Image:
         ValueError: if the file cannot be read.
     """
     try:
-        with Image.open(path) as file:
-            return file.convert("RGB")
+        return decode(path.read_bytes())
     except UNREADABLE as error:
         raise ValueError(
             f"{path} cannot be read as an image ({error}): replace or remove it, or set skip_damaged to true to leave such out"
@@ -183,24 +167,6 @@ def image_names(folder: Path) -> list[str]:
     """Sorted names of the images directly in a folder; none if it is missing, since an evaluation set may lack a class."""
     names = (entry.name for entry in os.scandir(folder)) if folder.is_dir() else ()
     return sorted(name for name in names if name.lower().endswith(ENDINGS))
-
-
-def random_box(width: int, height: int, key: Tensor) -> tuple[int, int, int, int]:
-    """The part of an image to train on, (left, top, width, height): area 0.08 to 1, aspect 3/4 to 4/3 on a log scale.
-
-    The first of ten tries that fits is taken; if none fits, the largest box in the middle of the nearest aspect.
-    """
-    area, aspect, x, y = uniform(key, torch.arange(4 * _TRIES)).view(4, _TRIES)
-    area = width * height * (0.08 + 0.92 * area)
-    aspect = (4 / 3) ** (2 * aspect - 1)
-    widths, heights = (area * aspect).sqrt().round(), (area / aspect).sqrt().round()
-    fits = ((widths >= 1) & (widths <= width) & (heights >= 1) & (heights <= height)).nonzero()
-    if len(fits):
-        t = int(fits[0])
-        w, h = int(widths[t]), int(heights[t])
-        return int(x[t] * (width - w + 1)), int(y[t] * (height - h + 1)), w, h
-    w, h = min(width, max(1, round(height * 4 / 3))), min(height, max(1, round(width * 4 / 3)))
-    return (width - w) // 2, (height - h) // 2, w, h
 
 
 def _readable(path: Path) -> bool:
