@@ -12,6 +12,7 @@ from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -129,6 +130,7 @@ def look_at(model: nn.Module, x: Tensor) -> Plan:
     shape = tuple(x.shape[1:])
     if shape not in plans:
         few, convolves = x[:2].detach(), any(isinstance(module, nn.Conv2d) for module in model.modules())
+        convolves = convolves and not any(isinstance(module, FSDPModule) for module in model.modules())  # no copy would run
         formats = (torch.channels_last, torch.contiguous_format) if convolves else ()
         plans[shape] = next((plan for kind in formats if (plan := _watched(model, few, kind)) is not None), Plan())
     return plans[shape]
