@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from robust_pl import nets
 from robust_pl.callbacks import PGD, Speed
+from robust_pl.callbacks.monitors.passes import PassCounter
 from robust_pl.callbacks.speed import _fuse
 from robust_pl.methods import PGDAT, GradAlign, StandardTraining
 
@@ -134,6 +135,20 @@ def test_recorded_passes_give_what_the_network_gives(dtype):
         for parameter in net.parameters():  # and now elsewhere
             parameter.data = parameter.data * 0.9
         torch.testing.assert_close(graphed(net, x, y), attack(net, x, y), atol=1e-5, rtol=0)
+
+
+@cuda
+def test_replayed_passes_are_counted():
+    net, passes = nets.ResNet20().cuda().eval(), []
+    counter = PassCounter(net, lambda: "training")
+    attack = PGD(8 / 255, steps=3)
+    attack.cuda_graphs = True
+    for _ in range(2):
+        attack(net, torch.rand(8, 3, 32, 32, device="cuda"), torch.arange(8, device="cuda"))
+        counter.settle()
+        tally = counter.tallies["training"]
+        passes.append((tally.forwards, tally.input_backwards))
+    assert passes == [(24, 24), (48, 48)]
 
 
 @cuda

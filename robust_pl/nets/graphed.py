@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -50,17 +53,40 @@ class Graphed:
             else:
                 recorded[key][1].refresh()
             self._fresh.add(key)
-        return recorded[key][0](_Apart.apply(x)).clone()
+        logits = recorded[key][0](_Apart.apply(x)).clone()
+        for hook in _counting(model):  # a replay runs no module
+            hook(model, (x,), logits)
+        return logits
 
     def _record(self, x: Tensor, dtype: torch.dtype | None) -> tuple[Any, Folded]:
         # Of its own, since the weights that it folds must stay where they are.
         folded = Folded(self.folded.model, fold=self.folded.fold, channels_last=self.folded.channels_last)
         sample = x.detach().clone().requires_grad_()
-        with torch.no_grad(), torch.autocast("cuda", dtype, enabled=dtype is not None):
-            folded(sample)  # looks at the network, and folds, outside of the graph
         # What autocast has cached would belong to the graph.
-        with torch.autocast("cuda", dtype, enabled=dtype is not None, cache_enabled=False):
+        with _uncounted(folded.model), torch.autocast("cuda", dtype, enabled=dtype is not None, cache_enabled=False):
+            with torch.no_grad():
+                folded(sample)  # looks at the network, and folds, outside of the graph
             return torch.cuda.make_graphed_callables(folded, (sample,)), folded
+
+
+def _counting(model: nn.Module) -> list[Callable[..., None]]:
+    """Hooks of the network's modules that count its passes."""
+    hooks = [hook for module in model.modules() for hook in module._forward_hooks.values()]
+    return [hook for hook in hooks if getattr(hook, "counts_only", False)]
+
+
+@contextmanager
+def _uncounted(model: nn.Module) -> Iterator[None]:
+    """Recording takes several passes; nobody counts them."""
+    kept = [(module, module._forward_hooks) for module in model.modules() if module._forward_hooks]
+    try:
+        for module, hooks in kept:
+            counting = {key for key, hook in hooks.items() if getattr(hook, "counts_only", False)}
+            module._forward_hooks = OrderedDict((key, hook) for key, hook in hooks.items() if key not in counting)
+        yield
+    finally:
+        for module, hooks in kept:
+            module._forward_hooks = hooks
 
 
 class _Apart(torch.autograd.Function):
