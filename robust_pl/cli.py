@@ -10,8 +10,8 @@ import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
-_COMMANDS = ("audit", "report", "turntable")
-_SUBCOMMANDS = ("fit", "validate", "test", "predict")
+from .cli_help import COMMANDS, RUNS, configs_in, mistake, show_help
+
 # Where a run was trained says nothing about where its checkpoint is tested.
 _HARDWARE = ("accelerator", "devices", "num_nodes", "strategy", "plugins", "default_root_dir")
 
@@ -25,41 +25,50 @@ def main(args: Sequence[str] | None = None) -> None:
         args: command-line arguments; None takes those of the process.
     """
     arguments = list(sys.argv[1:] if args is None else args)
-    if arguments == ["--version"]:
+    if arguments[:1] == ["--version"]:
         from . import __version__
 
         print(f"robust-pl {__version__}")
         return
+    if arguments[:1] in (["-h"], ["--help"]):
+        show_help()
+        sys.exit(0)
+    if wrong := mistake(arguments):
+        sys.exit(_complain(wrong))
     # A user's own mymethods.py beside the config can be named as a class path.
     sys.path.insert(0, os.getcwd())
-    from lightning.fabric.utilities.exceptions import MisconfigurationException
-
-    from .cli_errors import one_line
-
     try:
         _run(arguments)
-    except (ValueError, TypeError, OSError, ImportError, MisconfigurationException) as error:
+    except (ValueError, TypeError, OSError, ImportError, *_of_lightning()) as error:
+        from .cli_errors import one_line
+
         if os.environ.get("ROBUST_PL_TRACEBACK"):
             traceback.print_exc()
         sys.exit(_complain(one_line(_sentence(error), arguments) + _place_in_users_code(error)))
 
 
+def _of_lightning() -> tuple[type[Exception], ...]:
+    """Lightning's own error, if Lightning is there to raise it; to import it for that would take seconds."""
+    module = sys.modules.get("lightning.fabric.utilities.exceptions")
+    return () if module is None else (module.MisconfigurationException,)
+
+
 def _run(arguments: list[str]) -> None:
-    if arguments and arguments[0] in _COMMANDS:
+    if arguments[0] in COMMANDS:
         from . import commands
 
         return getattr(commands, arguments[0])(arguments[1:])
     from .trust import guarded, named_by, read_checkpoint, stored_config
 
     from_checkpoint = _value_of(arguments, "--ckpt_path")
-    if not from_checkpoint or not arguments or arguments[0] not in _SUBCOMMANDS:
+    if not from_checkpoint or arguments[0] not in RUNS:
         return _start(arguments)
     checkpoint = read_checkpoint(from_checkpoint)
     if "pytorch-lightning_version" not in checkpoint:
         raise ValueError(
             f"ckpt_path={from_checkpoint} holds weights and no training run: start from it with --model.init_args.weights"
         )
-    if _value_of(arguments, "--config") or _value_of(arguments, "-c"):
+    if any(configs_in(arguments)):
         return _start(arguments)
     named = named_by(arguments)
     config = stored_config(checkpoint, from_checkpoint, named)

@@ -8,14 +8,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from .cli_help import COMMANDS
+
 if TYPE_CHECKING:
     import torch
 
     from .data import ImageDataModule
-
-AUDIT = "Check a finished evaluation in a fresh process: sums, images, predictions, accuracies."
-REPORT = "Show everything that runs measured side by side, as one HTML page and as a table for papers."
-TURNTABLE = "Film a mesh or a fitted scene from all around, as GIF or MP4."
 
 
 class _Parser(argparse.ArgumentParser):
@@ -30,7 +28,7 @@ def audit(arguments: Sequence[str]) -> None:
     Args:
         arguments: what follows the command.
     """
-    parser = _Parser("robust-pl audit", description=AUDIT)
+    parser = _Parser("robust-pl audit", description=COMMANDS["audit"])
     parser.add_argument("run", type=Path, help="folder of a run, or of one of its evaluations")
     parser.add_argument("--device", default="cpu", help="where the network runs, such as cuda")
     parser.add_argument(
@@ -75,7 +73,7 @@ def report(arguments: Sequence[str]) -> None:
     Args:
         arguments: what follows the command.
     """
-    parser = _Parser("robust-pl report", description=REPORT)
+    parser = _Parser("robust-pl report", description=COMMANDS["report"])
     parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="folder of a run, such as runs/quickstart")
     parser.add_argument("--output", type=Path, default=Path("report.html"), metavar="PAGE", help="(default: report.html)")
     parser.add_argument("--markdown", type=Path, metavar="TABLE", help="write the table for papers here, too")
@@ -114,7 +112,7 @@ def turntable(arguments: Sequence[str]) -> None:
     Args:
         arguments: what follows the command.
     """
-    parser = _Parser("robust-pl turntable", description=TURNTABLE)
+    parser = _Parser("robust-pl turntable", description=COMMANDS["turntable"])
     parser.add_argument("scene", type=Path, help="a mesh (.obj, .ply, .glb, .gltf), or a checkpoint of a fitted field (.ckpt)")
     parser.add_argument("--output", type=Path, required=True, metavar="FILM", help="file to write, .gif or .mp4")
     parser.add_argument("--elevation", type=float, default=20.0, help="of the camera, in degrees (default: 20)")

@@ -7,7 +7,6 @@ import os
 import sys
 import warnings
 from collections.abc import Sequence
-from itertools import pairwise
 from pathlib import Path
 from pydoc import locate
 from typing import Any
@@ -25,10 +24,10 @@ from .callbacks import Attack, ComputeMonitor, ImageGrid, ProgressBar, RobustEva
 from .callbacks.checkpoints import BestCheckpoint, LastCheckpoint
 from .callbacks.monitors.compute import cost_in
 from .callbacks.outcome import check_names
+from .cli_help import DESCRIPTION, RUNS, SUBCOMMANDS, configs_in
 from .cli_monitor import choose_monitor
 from .cli_parser import Instantiator, Parser, link_data_to_net
 from .cli_settings import ReportOptions, Run, StoreConfig, request_of
-from .commands import AUDIT, REPORT, TURNTABLE
 from .data import ImageDataModule
 from .methods import Method
 from .nets.reference import resolve
@@ -69,7 +68,7 @@ class RobustCLI(LightningCLI):
             seed_everything_default=0,
             auto_configure_optimizers=False,
             parser_class=Parser,
-            parser_kwargs={"parser_mode": "omegaconf"},
+            parser_kwargs={"parser_mode": "omegaconf", "prog": "robust-pl", "description": DESCRIPTION},
             trainer_defaults={
                 "use_distributed_sampler": False,
                 "enable_autolog_hparams": False,
@@ -94,10 +93,18 @@ class RobustCLI(LightningCLI):
         parser.link_arguments("seed_everything", "model.init_args.attack.init_args.seed", compute_fn=int)
 
     def _add_subcommands(self, parser: LightningArgumentParser, **kwargs: Any) -> None:
-        super()._add_subcommands(parser, **kwargs)
-        # `cli.main` runs them; here they are only listed by --help.
-        for name, says in (("audit", AUDIT), ("report", REPORT), ("turntable", TURNTABLE)):
-            parser._subcommands_action.add_subcommand(name, Parser(description=says), help=says)
+        self._subcommand_parsers = {}
+        listed = parser.add_subcommands()
+        # To build the parser of a run takes its time, and the others are only asked where a config stands before the
+        # subcommand and has a part for each. Commands without a Trainer are run by `cli.main`.
+        asked = [name for name in RUNS if [name] == sys.argv[1:2]] or list(RUNS)
+        for name, says in SUBCOMMANDS.items():
+            if name in asked:
+                own = self._prepare_subcommand_parser(self.trainer_class, name, description=says)
+                self._subcommand_parsers[name] = own
+            else:
+                own = Parser(description=says)
+            listed.add_subcommand(name, own, help=says)
 
     def _add_instantiators(self) -> None:
         with warnings.catch_warnings():
@@ -240,7 +247,8 @@ class RobustCLI(LightningCLI):
         found = RunFolder.of_checkpoint(config.ckpt_path)
         if found is not None and (self.subcommand != "fit" or settings.name in (None, found.record().get("name"))):
             return found
-        name = settings.name or _config_name(sys.argv[1:]) or config.model.class_path.rsplit(".", 1)[-1].lower()
+        named = [Path(file).stem for file in configs_in(sys.argv[1:])]
+        name = settings.name or next(iter(named), None) or config.model.class_path.rsplit(".", 1)[-1].lower()
         if self.subcommand in ("test", "predict") and "LOCAL_RANK" not in os.environ:
             begun = RunFolder.of_evaluation(settings.output_dir, name, self.subcommand, self.request)
             if begun is not None:
@@ -301,16 +309,6 @@ def _write_config(folder: Path, subcommand: str, config: dict[str, Any]) -> None
         number += 1
         path = folder / f"{stem}-{number}.yaml"
     path.write_text(text)
-
-
-def _config_name(arguments: Sequence[str]) -> str | None:
-    """Stem of the first YAML that the user names."""
-    for here, following in pairwise(arguments):
-        if here in ("-c", "--config"):
-            return Path(following).stem
-        if here.startswith(("--config=", "-c=")):
-            return Path(here.partition("=")[2]).stem
-    return None
 
 
 def _shown(path: str | Path) -> str:

@@ -18,8 +18,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
-
 TRUSTED = (
     "robust_pl",
     "torch.nn",
@@ -45,6 +43,8 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"ckpt_path={path} is not a file: name a checkpoint, such as runs/NAME/checkpoints/best.ckpt")
+    import torch
+
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:

@@ -6,8 +6,6 @@ from functools import cached_property
 
 import numpy as np
 import torch
-from sklearn.datasets import load_digits
-from sklearn.model_selection import StratifiedKFold, train_test_split
 from torch import Tensor
 
 from .augment import shift_by_one
@@ -68,7 +66,9 @@ class DigitsDataModule(ImageDataModule):
         """Ascending positions, among scikit-learn's 1,797 digits, of those to train on and of those of the test set,
         int64 (N,) each; a batch's ``index`` counts within one of them.
         """
-        labels = load_digits(return_X_y=True)[1]
+        from sklearn.model_selection import StratifiedKFold, train_test_split
+
+        labels = _load_digits()[1]
         everyone = np.arange(len(labels))
         if self.fold is None:
             parts = train_test_split(everyone, test_size=_TEST_SIZE, random_state=_TEST_SEED, stratify=labels)
@@ -80,7 +80,7 @@ class DigitsDataModule(ImageDataModule):
 
     @cached_property
     def _parts(self) -> tuple[ImagesInMemory, ImagesInMemory]:
-        pixels, labels = load_digits(return_X_y=True)
+        pixels, labels = _load_digits()
         images, targets = torch.from_numpy(pixels).to(torch.uint8).view(-1, *self.image_shape), torch.from_numpy(labels)
         train, test = (ImagesInMemory(images[part], targets[part], shift_by_one, white=16) for part in self.positions)
         return train, test
@@ -90,3 +90,10 @@ class DigitsDataModule(ImageDataModule):
 
     def load_test(self) -> ImagesInMemory:
         return self._parts[1]
+
+
+def _load_digits() -> tuple[np.ndarray, np.ndarray]:
+    """Pixels (1797, 64) in 0..16 and labels. Scikit-learn takes long to import, hence here and not above."""
+    from sklearn.datasets import load_digits
+
+    return load_digits(return_X_y=True)

@@ -6,16 +6,18 @@ import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 from urllib.parse import unquote
 
 import numpy as np
 import torch
-import trimesh
 from PIL import Image
 from torch import Tensor
 
 from .mesh import Mesh
+
+if TYPE_CHECKING:
+    import trimesh
 
 UP: dict[str, Literal["y", "z"]] = {".obj": "y", ".gltf": "y", ".glb": "y", ".ply": "z"}
 """Formats, and which axis points up where a file does not say: glTF rules y, and most OBJ files follow it."""
@@ -45,6 +47,8 @@ def load_mesh(path: str | Path, *, up: Literal["y", "z"] | None = None, radius: 
         raise ValueError(f"{path} is no mesh that can be read: give one of {', '.join(UP)}")
     if up not in (None, "y", "z"):
         raise ValueError(f"up={up!r} is no axis that may point up: choose y or z")
+    import trimesh  # with networkx a third of a second, which not every start of the command line should take
+
     kind = path.suffix.lower()
     named = _named_pictures(path)
     try:
@@ -62,10 +66,12 @@ def load_mesh(path: str | Path, *, up: Literal["y", "z"] | None = None, radius: 
 
 def _surfaces(scene: trimesh.Scene) -> Iterator[tuple[trimesh.Trimesh, np.ndarray]]:
     """The parts of a scene that have faces, each as often as it occurs, with where it stands."""
+    from trimesh import Trimesh
+
     for node in scene.graph.nodes_geometry:
         transform, name = scene.graph[node]
         geometry = scene.geometry[name]
-        if isinstance(geometry, trimesh.Trimesh) and len(geometry.faces):
+        if isinstance(geometry, Trimesh) and len(geometry.faces):
             yield geometry, transform
 
 
