@@ -69,6 +69,8 @@ class ShardedStrategy(ModelParallelStrategy):
 
     def setup(self, trainer: Trainer) -> None:
         if trainer.state.fn == TrainerFn.FITTING:
+            if self._layer_sync is not None:
+                self.model = self._layer_sync.apply(self.model)
             refuse(trainer, trainer.lightning_module, self.gather)
             shard(trainer.lightning_module, self.device_mesh["data_parallel"], keep=self.gather == "step")
         Strategy.setup(self, trainer)

@@ -26,6 +26,7 @@ from ..callbacks.attacks.problem import Objective
 from ..callbacks.evaluation import RobustEvaluation
 from ..callbacks.speed import Speed
 from ..callbacks.weights.perturbation import WeightPerturbation
+from ..nets.synced import refuse_to_sync
 from ..nets.weights import load_weights
 from ..trust import check_classes, guarded, read_checkpoint
 from .example import Example
@@ -259,6 +260,8 @@ class Method(LightningModule, ABC):
     def setup(self, stage: str) -> None:
         if str(self.trainer.precision) in ("16-mixed", "16-true") and self.attack is not None:
             raise ValueError("precision 16 rounds small gradients of pixels to 0: choose precision bf16-mixed or 32")
+        if getattr(self.trainer.strategy, "_layer_sync", None) is not None:
+            refuse_to_sync(self)
         RobustEvaluation.ensure(self.trainer)
         Speed.ensure(self.trainer)
         if self._weights is not None and self.trainer.ckpt_path is None:

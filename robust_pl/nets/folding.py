@@ -19,7 +19,7 @@ from torch.utils._pytree import tree_leaves
 
 from ..functional.gradients import compiled_parts
 
-Pair = tuple[nn.Conv2d, nn.BatchNorm2d]
+Pair = tuple[nn.Conv2d, nn.BatchNorm2d | nn.SyncBatchNorm]
 _HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
 
 
@@ -165,7 +165,11 @@ class _Watch(TorchDispatchMode):
         for module, copy in copies.items():
             if type(module) is nn.Conv2d and not _is_special(module):
                 copy.register_forward_hook(partial(self._made, module))
-            elif type(module) is nn.BatchNorm2d and not _is_special(module) and module.running_mean is not None:
+            elif (
+                type(module) in (nn.BatchNorm2d, nn.SyncBatchNorm)
+                and not _is_special(module)
+                and module.running_mean is not None
+            ):
                 copy.register_forward_pre_hook(partial(self._begins, module))
                 copy.register_forward_hook(self._ends)
 
