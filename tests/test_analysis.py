@@ -116,6 +116,7 @@ class Stored:
     """A test set of which one batch is not finished."""
 
     eval_batch_size = 2
+    leave_out = None
 
     @property
     def test_set(self) -> Stored:
@@ -135,7 +136,7 @@ def test_batches_of_an_interrupted_test_are_seen_in_its_precision() -> None:
         datamodule=Stored(), callbacks=[Interrupted()], global_rank=0, world_size=1, precision_plugin=DoublePrecision()
     )
     analysis._catch_up(trainer, Net().double())  # type: ignore[arg-type]
-    assert torch.cat(analysis._kept["index"]).tolist() == [0, 1, 4, 5]
+    assert torch.cat(analysis._now.kept["index"]).tolist() == [0, 1, 4, 5]
 
 
 def test_record_without_curves_has_no_picture() -> None:
