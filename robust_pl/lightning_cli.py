@@ -30,6 +30,7 @@ from .cli_parser import Instantiator, Parser, link_data_to_net
 from .cli_settings import ReportOptions, Run, StoreConfig, request_of
 from .data import ImageDataModule
 from .methods import Method
+from .methods.ranks import others_wait
 from .nets.reference import resolve
 from .run_folder import RunFolder, hardware, versions
 
@@ -214,8 +215,13 @@ class RobustCLI(LightningCLI):
                 print(f"Test it with: robust-pl test --ckpt_path {_shown(best)}")
 
     def after_test(self) -> None:
-        if not self.trainer.is_global_zero or not isinstance(self.datamodule, ImageDataModule):
+        if not isinstance(self.datamodule, ImageDataModule):
             return
+        with others_wait(self.trainer):
+            if self.trainer.is_global_zero:
+                self._report()
+
+    def _report(self) -> None:
         from .evaluation.reporting import report_test
 
         device = self.trainer.strategy.root_device

@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from datetime import timedelta
+from itertools import count
 from typing import Any
 
 import torch
+from lightning.pytorch import Trainer
 from torch import Tensor
+from torch.distributed import distributed_c10d
+
+_PATIENCE = timedelta(days=7)
+_MEETINGS = count()
 
 
 def of_all_ranks(value: Any) -> list[Any]:
@@ -29,3 +38,24 @@ def mean_over_ranks(tensor: Tensor) -> Tensor:
     """The mean over all processes, see :func:`sum_over_ranks`."""
     several = torch.distributed.is_available() and torch.distributed.is_initialized()
     return sum_over_ranks(tensor) / (torch.distributed.get_world_size() if several else 1)
+
+
+@contextmanager
+def others_wait(trainer: Trainer) -> Iterator[None]:
+    """What the first process does here may take longer than a collective operation may; the others wait until it has ended.
+
+    Some job managers end a job a while after its first process has ended, be it the one that writes the report or not.
+    """
+    if not torch.distributed.is_initialized():
+        yield
+        return
+    key = f"robust_pl/done/{next(_MEETINGS)}"
+    try:
+        yield
+    finally:
+        store = distributed_c10d._get_default_store()
+        if trainer.is_global_zero:
+            store.set(key, "")
+        else:
+            with suppress(RuntimeError):  # the first process, and the store with it, is gone
+                store.wait([key], _PATIENCE)
