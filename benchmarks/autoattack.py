@@ -2,7 +2,9 @@
 
 Both attack the same networks on the same images, interleaved, in one process. Counted are CPU seconds and the samples that
 pass through the network forwards and backwards; compared are the verdicts, sample by sample. The official package
-(https://github.com/fra31/auto-attack) is no dependency: without it ours alone is measured.
+(https://github.com/fra31/auto-attack) is no dependency: without it ours alone is measured. It is at no registry:
+``--install FOLDER`` makes an environment of its own with it, see ``benchmarks/environment.py``, from where it is published or
+from another ``--source`` that pip takes. It asks for nothing, and imports torch and numpy alone.
 
 Networks: an undefended one, and a robust one of which about half of the samples stand. With ``ROBUST_PL_DATA`` they are
 ``akamaster_resnet20`` at linf 8/255 and ``abcrown_resnet2b_adv2`` at 2/255 on CIFAR-10; else a small network for
@@ -37,8 +39,10 @@ from robust_pl.callbacks import PGD, AutoAttack
 from robust_pl.data import CIFAR10DataModule, DigitsDataModule
 from robust_pl.functional.ratio import Ratio
 
+from .environment import Packages, add_install_option, run_installed
 from .timing import Pairs, machine
 
+OFFICIAL = "git+https://github.com/fra31/auto-attack"
 OFFICIAL_NORM = {"linf": "Linf", "l2": "L2", "l1": "L1"}
 
 
@@ -172,14 +176,14 @@ def settings(args: argparse.Namespace) -> list[Setting]:
     images = DigitsDataModule().load_test()
     x, y = images.read(torch.arange(min(args.samples, len(images))), None)
     chosen = [("digits, undefended", False, 0.2), ("digits, PGD training", True, 0.2)]
-    return [_setting(name, _trained_on_digits(robust), x, y, args.eps or eps) for name, robust, eps in chosen]
+    return [_setting(name, trained_on_digits(robust), x, y, args.eps or eps) for name, robust, eps in chosen]
 
 
 def _setting(name: str, net: nn.Module, x: Tensor, y: Tensor, eps: str | float) -> Setting:
     return Setting(name, net.eval().requires_grad_(False), x, y, float(Ratio(eps)))
 
 
-def _trained_on_digits(robust: bool, epochs: int = 12) -> nn.Module:
+def trained_on_digits(robust: bool, epochs: int = 12) -> nn.Module:
     images = DigitsDataModule().load_train()
     x, y = images.read(torch.arange(len(images)), None)
     torch.manual_seed(0)
@@ -229,6 +233,8 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--only", choices=("undefended", "robust"), help="one of the two networks")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there, too")
+    add_install_option(parser)
+    parser.add_argument("--source", default=OFFICIAL, help="of the official package, for --install: a URL, a folder or a wheel")
     args = parser.parse_args(argv)
     for name in ("samples", "pairs", "batch_size", "threads"):
         if getattr(args, name) < 1:
@@ -239,6 +245,7 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> None:
     """Measure, print the table, and write the JSON if asked."""
     args = _arguments(argv)
+    run_installed("benchmarks.autoattack", [Packages((args.source,), alone=True)], argv)
     warnings.filterwarnings("ignore", category=UserWarning)
     torch.set_num_threads(args.threads)
     if not official_is_there():
@@ -248,7 +255,7 @@ def main(argv: list[str] | None = None) -> None:
     measured = {setting.name: measure(setting, args) for setting in chosen}
     print_figures(measured, f"AutoAttack {args.version}, {args.norm}, fp32: medians of {args.pairs} pairs")
     if args.json is not None:
-        given = {key: value for key, value in vars(args).items() if key != "json"}
+        given = {key: value for key, value in vars(args).items() if key not in ("json", "install", "source")}
         args.json.write_text(json.dumps({"settings": given, "machine": machine(), **measured}, indent=2) + "\n")
 
 
