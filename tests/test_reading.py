@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import gc
+import multiprocessing
 import os
 from types import SimpleNamespace
 
 import pytest
 import torch
+from lightning.pytorch import Trainer
 
 from robust_pl.data import DigitsDataModule, HeldOut
 from robust_pl.data.base import ImageDataModule
@@ -15,6 +18,7 @@ from robust_pl.data.loaders import EvalLoader, TrainLoader, TrainOrder
 from robust_pl.data.reading import MOST_WORKERS, chosen_workers
 
 from .test_data import Own, Plain
+from .test_data_resume import Recorder
 
 
 class Process(Images):
@@ -87,3 +91,38 @@ def test_workers_of_a_data_module(monkeypatch):
     assert workers(Own(batch_size=4)) == (2, 2) and workers(Own(batch_size=4, num_workers=3)) == (3, 3)
     assert workers(DigitsDataModule()) == (0, 0)
     assert workers(HeldOut(Own(val_size=0.5), batch_size=4)) == (2, 2)
+
+
+@pytest.mark.parametrize("in_a_cycle", [False, True])
+def test_workers_end_with_their_loader(in_a_cycle):
+    """Told to: for those that the garbage collector finds in a cycle torch waits five seconds each."""
+    loader = EvalLoader(Process(), torch.arange(40), 4, num_workers=2)
+    assert len(list(loader)) == 10
+    workers, stop = loader.reader._loader._iterator._workers, loader.reader._stop
+    assert len(workers) == 2 and all(worker.is_alive() for worker in workers) and stop.alive
+    if in_a_cycle:
+        loader.myself = loader
+    del loader
+    gc.collect()
+    assert not stop.alive and [worker.exitcode for worker in workers] == [0, 0]
+
+
+class Sums(Recorder):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = torch.nn.Linear(1, 1)
+
+    def training_step(self, batch, batch_idx):
+        return self.layer(batch[0].flatten(1)).sum()
+
+
+def test_workers_end_with_the_run(tmp_path):
+    data = Own(batch_size=4, num_workers=1, val_size=4)
+    data.load_train = Process
+    Trainer(
+        default_root_dir=tmp_path, accelerator="cpu", logger=False, enable_checkpointing=False, max_epochs=1,
+        enable_progress_bar=False, enable_model_summary=False, limit_train_batches=3,
+    ).fit(Sums(), data)  # fmt: skip
+    assert not multiprocessing.active_children()
+    labels = torch.cat([y for _, y, _ in data._train_loader])
+    assert len(labels) == 36 and os.getpid() not in labels  # others, for whoever reads on

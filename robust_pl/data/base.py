@@ -10,6 +10,7 @@ from functools import cached_property, partial
 from itertools import takewhile
 from pathlib import Path
 from typing import Any, Literal, get_args
+from weakref import WeakSet
 
 import torch
 from lightning.pytorch import LightningDataModule
@@ -23,7 +24,7 @@ from .dealer import Dealer
 from .hashing import SPLIT, permutation
 from .images import Batch, Images
 from .loaders import EvalLoader, TrainLoader, TrainOrder
-from .reading import chosen_workers
+from .reading import BatchReader, chosen_workers
 from .resident import Residence, ResidentImages
 
 _PLAIN = (bool, int, float, str, type(None))
@@ -100,7 +101,7 @@ class ImageDataModule(LightningDataModule, ABC):
         self._left_out: dict[str, Any] = {}
         self._dealer: Dealer | None = None
         self._resumed: dict[str, Any] | None = None
-        self._residence, self._ahead = Residence(), 0
+        self._residence, self._readers, self._ahead = Residence(), WeakSet[BatchReader](), 0
         for name, least in (("batch_size", 1), ("eval_batch_size", 1), ("num_workers", 0), ("seed", 0)):
             if (given := getattr(self, name)) is not None and given < least:
                 raise ValueError(f"{name} must be at least {least}, not {getattr(self, name)}")
@@ -167,7 +168,10 @@ class ImageDataModule(LightningDataModule, ABC):
         _ = self.split if stage in ("fit", "validate") else self.test_set
 
     def teardown(self, stage: str) -> None:
+        """Give back the device's memory, and stop the workers."""
         self._residence.clear()
+        for reader in self._readers:
+            reader.close()
 
     def train_dataloader(self) -> TrainLoader:
         trainer = self.trainer
@@ -182,6 +186,7 @@ class ImageDataModule(LightningDataModule, ABC):
             loader.load_state_dict(self._resumed)
             self._resumed = None
         self._train_loader = loader
+        self._readers.add(loader.reader)
         return loader
 
     def train_order(self, rank: int, world_size: int, fixed: bool) -> TrainOrder:
@@ -244,7 +249,9 @@ class ImageDataModule(LightningDataModule, ABC):
         # Which samples a part of them leaves out would depend on who took which chunk.
         dealer = self._dealer if world_size > 1 and isinstance(limit, float) and limit == 1 else None
         images, workers = self._placed(images)
-        return EvalLoader(images, index, self.eval_batch_size, rank, world_size, workers, dealer=dealer, **left_out)
+        loader = EvalLoader(images, index, self.eval_batch_size, rank, world_size, workers, dealer=dealer, **left_out)
+        self._readers.add(loader.reader)
+        return loader
 
     def _placed(self, images: Images) -> tuple[Images, int]:
         """The set, or its copy on the training device, and how many workers read it."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import weakref
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -84,6 +85,7 @@ class BatchReader:
         self.num_workers = 0 if resident else chosen_workers(images) if num_workers is None else num_workers
         self._requests = _Requests()
         self._loader: DataLoader[Any] | None = None
+        self._stop: weakref.finalize | None = None
         self._turn = 0
 
     def read(self, epoch: int, batches: Iterable[Tensor]) -> Iterator[Batch]:
@@ -103,6 +105,12 @@ class BatchReader:
             self._check(turn)
             yield tuple(batch)
         self._check(turn)
+
+    def close(self) -> None:
+        """Stop the workers. Whoever reads again starts others."""
+        if self._stop is not None:
+            self._stop()
+        self._loader = self._stop = None
 
     def _check(self, turn: int) -> None:
         if turn != self._turn and self.num_workers:
@@ -125,4 +133,9 @@ class BatchReader:
                 generator=torch.Generator(),  # otherwise every iterator draws from the global stream
             )
         self._requests.epoch, self._requests.batches = epoch, batches
-        return iter(loader)
+        iterator = iter(loader)
+        if self.num_workers and self._stop is None:
+            # Left to the garbage collector, which closes their queues first, each would be waited for in vain for five seconds.
+            self._stop = weakref.finalize(self, iterator._shutdown_workers)  # type: ignore[attr-defined]
+            self._stop.atexit = False  # torch sees to that
+        return iterator
