@@ -28,7 +28,7 @@ class Recorder(LightningModule):
         if self.fail_at is not None and len(self.seen) == self.fail_at:
             raise RuntimeError("stopped by the test")
         self.seen.append((self.current_epoch, batch_idx, index.tolist(), float(x.double().sum())))
-        return torch.nn.functional.cross_entropy(self.layer(x.flatten(1)), y)
+        return torch.nn.functional.cross_entropy(self.layer(x.flatten(1)[:, :64]), y)
 
     def validation_step(self, batch, batch_idx):
         self.validated.append(batch[2].tolist())

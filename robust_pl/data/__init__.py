@@ -38,6 +38,7 @@ __getattr__, __dir__, __all__ = attach(
         "ImageNetVDataModule": "imagenet_v",
         "ObjectNetDataModule": "imagenet_shifts",
         "StylizedImageNetDataModule": "imagenet_shifts",
+        "ShardedImagesDataModule": "sharded_images",
         "LabelSmoothing": "mixing",
         "Diffeomorphism": "diffeomorphism",
         "PRIME": "prime",

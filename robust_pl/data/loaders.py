@@ -77,9 +77,13 @@ class TrainOrder:
     def __len__(self) -> int:
         return self.steps
 
+    def order(self, epoch: int) -> Tensor:
+        """Positions of all samples as they are trained on, int64 (N,)."""
+        return self.index[permutation(len(self.index), self.seed, ORDER, epoch)]
+
     def batches(self, epoch: int) -> list[Tensor]:
         """Positions of each batch of this rank, int64 (B,) each."""
-        steps = self.index[permutation(len(self.index), self.seed, ORDER, epoch)].split(self.step)
+        steps = self.order(epoch).split(self.step)
         return [step.tensor_split(self.world_size)[self.rank] for step in steps[: self.steps]]
 
 
