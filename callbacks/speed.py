@@ -11,6 +11,7 @@ from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
 from ..nets.folding import look_at
+from ..nets.graphed import GraphedTraining
 from .attacks.base import Attack
 
 CompileMode = Literal["default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs"]
@@ -25,7 +26,9 @@ class Speed(Callback):
     Args:
         fold_batchnorm: attacks in eval mode fold BatchNorm into the convolutions, see :class:`robust_pl.nets.folding.Folded`.
         channels_last: networks with convolutions get images with channels last, in attacks and in training.
-        cuda_graphs: attacks in eval mode replay their passes as CUDA graphs, see :class:`robust_pl.nets.graphed.Graphed`.
+        cuda_graphs: on CUDA, passes are recorded once and replayed: those of attacks in eval mode
+            (:class:`robust_pl.nets.graphed.Graphed`) and, on a single device, those of the training
+            (:class:`robust_pl.nets.graphed.GraphedTraining`).
         compile: compile the network that is trained by ``torch.compile`` in this mode; null does not. Attacks go through it,
             too, instead of through folded weights, whatever their ``bn_mode`` and ``eps``. Validation and test run as they
             are, since they would be compiled again for their batches. A method that differentiates twice, or uses a pass of its
@@ -59,6 +62,7 @@ class Speed(Callback):
         self.compile, self.backend, self.fused_optimizer = compile, backend, fused_optimizer
         self.tf32, self.resident_data = tf32, resident_data
         self._layout: RemovableHandle | None = None
+        self._graphed: GraphedTraining | None = None
 
     @staticmethod
     def ensure(trainer: Trainer) -> Speed:
@@ -96,11 +100,15 @@ class Speed(Callback):
                 _fuse(optimizer)
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: object, batch_idx: int) -> None:
-        if self.channels_last and self._layout is None:
-            x = batch[0] if isinstance(batch, tuple | list) else batch
-            net = network_of(pl_module)
-            if isinstance(x, Tensor) and x.dim() == 4 and look_at(net, x).channels_last:
-                self._layout = net.register_forward_pre_hook(_lay_out)
+        x, net = batch[0] if isinstance(batch, tuple | list) else batch, network_of(pl_module)
+        images = isinstance(x, Tensor) and x.dim() == 4
+        if self.channels_last and self._layout is None and images and look_at(net, x).channels_last:
+            self._layout = net.register_forward_pre_hook(_lay_out)
+        if self._graphed is not None:
+            self._graphed.next_step()
+        elif self.cuda_graphs and self.compile is None and trainer.world_size == 1 and pl_module.device.type == "cuda":
+            self._graphed = GraphedTraining(net, self._layout is not None)
+            net._compiled_call_impl = self._graphed
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.compile is not None and trainer.state.fn == "fit":
@@ -118,8 +126,8 @@ class Speed(Callback):
         if self._layout is not None:
             self._layout.remove()
             self._layout = None
-        if self.compile is not None:
-            network_of(pl_module)._compiled_call_impl = None
+        if self.compile is not None or self._graphed is not None:
+            network_of(pl_module)._compiled_call_impl = self._graphed = None
 
 
 def network_of(pl_module: LightningModule) -> nn.Module:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 from torch.utils.hooks import RemovableHandle
 
+from ...functional.gradients import compiled_parts
 from ..attacks.prepare import evaluating
 
 TRAINING, EVALUATION = "training", "evaluation"
@@ -109,8 +110,7 @@ class PassCounter:
                 self._ready = False
                 return
             warnings.warn(f"the FLOPs of {type(self.net).__name__} are not known: {error}", stacklevel=2)
-        compiled = any(hasattr(m, "_orig_mod") or m._compiled_call_impl is not None for m in self.net.modules())
-        place = self.net if place is None or compiled else place
+        place = self.net if place is None or compiled_parts(self.net) else place
         self._watch(place)
 
     def _watch(self, place: nn.Module) -> None:

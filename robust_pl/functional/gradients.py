@@ -10,8 +10,12 @@ from torch import Tensor, nn
 
 def compiled_parts(model: nn.Module) -> list[str]:
     """Names of what is compiled in a network, be it wrapped by ``torch.compile`` or compiled in place."""
-    named = model.named_modules()
-    return [name or "the network" for name, m in named if hasattr(m, "_orig_mod") or m._compiled_call_impl is not None]
+    return [name or "the network" for name, module in model.named_modules() if _is_compiled(module)]
+
+
+def _is_compiled(module: nn.Module) -> bool:
+    in_place = module._compiled_call_impl  # what replays CUDA graphs there runs the network as it is wherever it must
+    return hasattr(module, "_orig_mod") or (in_place is not None and not getattr(in_place, "replays", False))
 
 
 def refuse_compiled(model: nn.Module) -> None:

@@ -18,6 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from ..functional.gradients import compiled_parts
+from .epilogue import Shifted
 
 Pair = tuple[nn.Conv2d, nn.BatchNorm2d | nn.SyncBatchNorm]
 _HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
@@ -40,14 +41,16 @@ class Folded:
         model: maps pixels (B, C, H, W) to logits (B, K).
         fold: fold BatchNorm.
         channels_last: show the network images in channels-last memory format, if it takes them.
+        late_bias: leave the bias to the ReLU that follows, see :class:`robust_pl.nets.epilogue.Shifted`. It takes the host
+            longer and the device less long, so it is for what is recorded once and replayed.
     """
 
-    def __init__(self, model: nn.Module, *, fold: bool = True, channels_last: bool = True) -> None:
-        self.model, self.channels_last = model, channels_last
+    def __init__(self, model: nn.Module, *, fold: bool = True, channels_last: bool = True, late_bias: bool = False) -> None:
+        self.model, self.channels_last, self.late_bias = model, channels_last, late_bias
         self.fold = fold and not compiled_parts(model) and not any(isinstance(p, DTensor) for p in model.parameters())
         self._pairs: list[Pair] | None = None
         self._weights: dict[torch.dtype, list[tuple[Tensor, Tensor]]] = {}
-        self._made: dict[int, Tensor] = {}
+        self._made: dict[int, tuple[Tensor, Tensor]] = {}
 
     def __call__(self, x: Tensor) -> Tensor:
         """Logits (B, K) of pixels (B, C, H, W)."""
@@ -60,7 +63,7 @@ class Folded:
                     logits = self.model(x)
                     if self._made:
                         raise _OtherWay
-                return logits
+                return logits.whole() if isinstance(logits, Shifted) else logits
             except _OtherWay:
                 plan.pairs.clear()
         return self.model(x)
@@ -96,13 +99,16 @@ class Folded:
         dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else conv.weight.dtype
         if dtype not in self._weights:
             self._weights[dtype] = _with_norms(self._pairs or [], dtype, self.channels_last)
-        self._made[i] = conv._conv_forward(z, *self._weights[dtype][i])
-        return self._made[i]
+        weight, bias = self._weights[dtype][i]
+        made = conv._conv_forward(z, weight, None if self.late_bias else bias)
+        self._made[i] = made, bias
+        return made
 
     def _pass_on(self, i: int, z: Tensor) -> Tensor:
-        if z is not self._made.pop(i, None):
+        made, bias = self._made.pop(i, (None, None))
+        if z is not made:
             raise _OtherWay
-        return z
+        return Shifted((z,), bias) if self.late_bias else z
 
 
 @dataclass
