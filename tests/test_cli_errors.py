@@ -105,13 +105,13 @@ class Softmax(Base):
 DATA = """
 import torch
 from robust_pl.data import DigitsDataModule
-from robust_pl.data.images import ImagesInMemory
+from robust_pl.data.images import Images
 class Broken(DigitsDataModule):
     def load_train(self):
         images = super().load_train()
         return Wrapped(images, self.flaw)
     flaw = ""
-class Wrapped:
+class Wrapped(Images):
     def __init__(self, images, flaw):
         self.images, self.flaw = images, flaw
     def __len__(self):

@@ -15,10 +15,11 @@ from robust_pl.data import DigitsDataModule, HeldOut
 from robust_pl.data.base import ImageDataModule
 from robust_pl.data.images import Images
 from robust_pl.data.loaders import EvalLoader, TrainLoader, TrainOrder
-from robust_pl.data.reading import MOST_WORKERS, chosen_workers
+from robust_pl.data.reading import MOST_WORKERS, BatchReader, chosen_workers
 
 from .test_data import Own, Plain
 from .test_data_resume import Recorder
+from .test_resident import CUDA, DEVICES, attach
 
 
 class Process(Images):
@@ -126,3 +127,51 @@ def test_workers_end_with_the_run(tmp_path):
     assert not multiprocessing.active_children()
     labels = torch.cat([y for _, y, _ in data._train_loader])
     assert len(labels) == 36 and os.getpid() not in labels  # others, for whoever reads on
+
+
+class Grey(Images):
+    """8-bit samples, as of files."""
+
+    white = 100
+
+    def __len__(self) -> int:
+        return 40
+
+    def sample(self, position, key):
+        return torch.full((1, 2, 2), position + (0 if key is None else int(key % 7)), dtype=torch.uint8), position % 3
+
+
+class Mine(Grey):
+    def read(self, index, keys):
+        x, y = super().read(index, keys)
+        return x / 2, y
+
+
+SETS = {
+    "digits": lambda: DigitsDataModule().train_set,
+    "files": Grey,
+    "floats": lambda: Plain(40),
+    "in a way of its own": Mine,
+}
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("name", SETS)
+def test_pixels_divided_on_the_device_are_those_of_the_host(name, workers, device):
+    batches = [torch.arange(20), torch.arange(20, 33)]
+    host, ours = (BatchReader(SETS[name](), 5, workers) for _ in range(2))
+    ours.device = torch.device(device)
+    for one, other in zip(ours.read(3, batches), host.read(3, batches), strict=True):
+        assert [part.device.type for part in one] == 3 * [device] and one[0].dtype == torch.float32
+        assert all(torch.equal(a.cpu(), b) for a, b in zip(one, other, strict=True))
+    travels = ours._loader.dataset[3, batches[0]][0].dtype
+    assert travels == (torch.uint8 if name in ("digits", "files") else torch.float32)
+
+
+@CUDA
+def test_a_run_on_a_device_reads_files_there():
+    data = attach(Own(batch_size=4, num_workers=1), "cuda")
+    (x, y, index), on_host = next(iter(data.train_dataloader())), Own(batch_size=4, num_workers=0)
+    assert {part.device.type for part in (x, y, index)} == {"cuda"} and data.resident is None
+    assert torch.equal(x.cpu(), on_host.train_set.read(index.cpu(), None)[0])

@@ -6,7 +6,7 @@ import inspect
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Collection
-from functools import cached_property, partial
+from functools import cached_property
 from itertools import takewhile
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -180,13 +180,13 @@ class ImageDataModule(LightningDataModule, ABC):
         images, workers = self._placed(self.train_images())
         ahead = [] if isinstance(self.augment, bool) else list(takewhile(lambda one: one.in_blocks, self.augment))
         self._ahead = len(ahead) if isinstance(images, ResidentImages) else 0
-        then = partial(self._augmented, which=slice(self._ahead)) if self._ahead else None
+        then = self._augmented_ahead if self._ahead else None
         loader = TrainLoader(images, order, self.augments_as_usual, workers, progress, then)
         if self._resumed is not None:
             loader.load_state_dict(self._resumed)
             self._resumed = None
         self._train_loader = loader
-        self._readers.add(loader.reader)
+        self._adopt(loader.reader)
         return loader
 
     def train_order(self, rank: int, world_size: int, fixed: bool) -> TrainOrder:
@@ -202,6 +202,9 @@ class ImageDataModule(LightningDataModule, ABC):
         if isinstance(self.augment, bool) or not self.trainer.training or self._train_loader is None:
             return batch
         return self._augmented(batch, self._train_loader.epoch, slice(self._ahead, None))
+
+    def _augmented_ahead(self, block: Batch, epoch: int) -> Batch:
+        return self._augmented(block, epoch, slice(self._ahead)) if self.trainer.training else block
 
     def _augmented(self, batch: Batch, epoch: int, which: slice) -> Batch:
         return augmented(batch, self.augment, self.num_classes, self.seed, epoch, which)
@@ -250,8 +253,14 @@ class ImageDataModule(LightningDataModule, ABC):
         dealer = self._dealer if world_size > 1 and isinstance(limit, float) and limit == 1 else None
         images, workers = self._placed(images)
         loader = EvalLoader(images, index, self.eval_batch_size, rank, world_size, workers, dealer=dealer, **left_out)
-        self._readers.add(loader.reader)
+        self._adopt(loader.reader)
         return loader
+
+    def _adopt(self, reader: BatchReader) -> None:
+        """Close it after the run; have it copy batches to a CUDA device."""
+        self._readers.add(reader)
+        if self.trainer is not None and self.trainer.strategy.root_device.type == "cuda":
+            reader.device = self.trainer.strategy.root_device
 
     def _placed(self, images: Images) -> tuple[Images, int]:
         """The set, or its copy on the training device, and how many workers read it."""

@@ -13,11 +13,14 @@ Batch = tuple[Tensor, Tensor, Tensor]
 
 
 class Images(ABC):
-    """A set of labelled images. Say its length and how one sample is read; ``read`` may be replaced by a batched form.
+    """A set of labelled images. Say its length and how one sample is read; ``levels`` or ``read`` may be replaced by a batched
+    form. ``white`` is the value of 8-bit pixels that becomes 1.0.
 
     A ``key`` is an int64 drawn from (seed, epoch, position): augment with ``hashing.uniform(key, draw)`` and a run that
     is stopped and resumed sees the same pixels again. No key means no augmentation.
     """
+
+    white: int | Tensor = 255
 
     @abstractmethod
     def __len__(self) -> int: ...
@@ -26,11 +29,15 @@ class Images(ABC):
         """One image (C, H, W), float32 in [0, 1] or uint8, and its label; ``key`` is int64 () or None."""
         raise NotImplementedError(f"{type(self).__name__} must define sample() or read()")
 
+    def levels(self, index: Tensor, keys: Tensor | None) -> tuple[Tensor, Tensor]:
+        """As :meth:`read`, but that pixels of 8 bits stay so, to be copied to a device before they are divided."""
+        samples = [self.sample(position, None if keys is None else keys[i]) for i, position in enumerate(index.tolist())]
+        return torch.stack([x for x, _ in samples]), torch.tensor([y for _, y in samples], dtype=torch.int64)
+
     def read(self, index: Tensor, keys: Tensor | None) -> tuple[Tensor, Tensor]:
         """Images float32 (B, C, H, W) in [0, 1] and labels int64 (B,) at the positions ``index``, int64 (B,)."""
-        samples = [self.sample(position, None if keys is None else keys[i]) for i, position in enumerate(index.tolist())]
-        x, y = torch.stack([x for x, _ in samples]), torch.tensor([y for _, y in samples], dtype=torch.int64)
-        return (x.to(torch.float32).div_(255) if x.dtype == torch.uint8 else x), y
+        x, y = self.levels(index, keys)
+        return (x.to(torch.float32).div_(self.white) if x.dtype == torch.uint8 else x), y
 
     def parts(self) -> list[EightBitImages] | None:
         """The sets of 8-bit pixels that this one is made of, one behind the other, if it is: such a set can be copied to the
@@ -43,26 +50,24 @@ class EightBitImages(Images):
     """Images whose 8-bit pixels lie ready, read in one operation, without a loop over samples.
 
     ``augment`` maps uint8 (B, C, H, W) and keys int64 (B,), on whatever device, to augmented uint8 images, and is None where
-    there is no usual augmentation; ``white`` is the pixel value that becomes 1.0; ``shape`` is (C, H, W).
+    there is no usual augmentation; ``shape`` is (C, H, W).
     """
 
     augment: Callable[[Tensor, Tensor], Tensor] | None
-    white: int | Tensor
     shape: tuple[int, int, int]
 
     @abstractmethod
     def raw(self, index: Tensor) -> tuple[Tensor, Tensor]:
         """Pixels uint8 (B, C, H, W) and labels int64 (B,) at the positions ``index``, int64 (B,)."""
 
-    def read(self, index: Tensor, keys: Tensor | None) -> tuple[Tensor, Tensor]:
+    def levels(self, index: Tensor, keys: Tensor | None) -> tuple[Tensor, Tensor]:
         x, y = self.raw(index)
-        if keys is not None and self.augment is not None:
-            x = self.augment(x, keys)
-        return x.to(torch.float32).div_(self.white), y
+        return (x if keys is None or self.augment is None else self.augment(x, keys)), y
 
     def parts(self) -> list[EightBitImages] | None:
         # Who reads in a way of its own must not be copied past it.
-        return [self] if type(self).read is EightBitImages.read else None
+        usual = type(self).read is Images.read and type(self).levels is EightBitImages.levels
+        return [self] if usual else None
 
 
 class ImagesInMemory(EightBitImages):

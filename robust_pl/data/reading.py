@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import weakref
 from collections.abc import Callable, Iterable, Iterator
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -33,16 +34,18 @@ def chosen_workers(images: Images, processes: int | None = None) -> int:
 
 
 class _Samples(Dataset[Any]):
-    """Turns (epoch, positions) into a batch, in a worker or in the main process."""
+    """Turns (epoch, positions) into a batch, in a worker or in the main process; pixels may stay 8-bit ones."""
 
-    def __init__(self, images: Images, seed: int | None) -> None:
+    def __init__(self, images: Images, seed: int | None, levels: bool) -> None:
         self.images, self.seed = images, seed
+        # Who reads in a way of its own is asked to.
+        self.read = images.levels if levels and type(images).read is Images.read else images.read
 
     def __getitem__(self, request: tuple[int, Tensor]) -> Batch | Exception:
         epoch, index = request
         keys = None if self.seed is None else hash_keys(self.seed, AUGMENT, epoch, index)
         try:
-            return (*self.images.read(index, keys), index)
+            return (*self.read(index, keys), index)
         except (ValueError, OSError) as error:
             return error  # a worker that raises would bury the sentence in its traceback
 
@@ -61,8 +64,9 @@ class _Requests:
 class BatchReader:
     """Reads the batches that it is asked for, in order, each epoch with the same workers.
 
-    Workers read into pinned memory where there is a CUDA device, so that Lightning's copies do not block. A set on a device is
-    read there, whatever ``num_workers``.
+    Workers read into pinned memory where there is a CUDA device, so that copies there do not block. A set on a device is read
+    there, whatever ``num_workers``. Where ``device`` is set before the first batch is read, batches are copied there: 8-bit
+    pixels as such, a quarter of the bytes, and divided there with the same result.
 
     Args:
         images: where samples are read.
@@ -83,6 +87,7 @@ class BatchReader:
         resident = isinstance(images, ResidentImages)
         self.images, self.seed, self.ahead, self.then = images, seed, ahead, then
         self.num_workers = 0 if resident else chosen_workers(images) if num_workers is None else num_workers
+        self.device: torch.device | None = None
         self._requests = _Requests()
         self._loader: DataLoader[Any] | None = None
         self._stop: weakref.finalize | None = None
@@ -103,8 +108,22 @@ class BatchReader:
             if isinstance(batch, Exception):
                 raise batch
             self._check(turn)
-            yield tuple(batch)
+            yield self._on_device(batch)
         self._check(turn)
+
+    def _on_device(self, batch: Batch) -> Batch:
+        if self.device is None:
+            x, y, index = batch
+            return x, y, index
+        x, y, index = (part.to(self.device, non_blocking=True) for part in batch)
+        if x.dtype == torch.uint8:
+            x = x / self._white
+        return x, y, index
+
+    @cached_property
+    def _white(self) -> Tensor:
+        # CUDA multiplies by the inverse of a number, which rounds otherwise, but divides by a tensor.
+        return torch.tensor(float(self.images.white), device=self.device)
 
     def close(self) -> None:
         """Stop the workers. Whoever reads again starts others."""
@@ -123,7 +142,7 @@ class BatchReader:
         if loader is None or not self.num_workers:
             self._requests = _Requests()
             loader = self._loader = DataLoader(
-                _Samples(self.images, self.seed),
+                _Samples(self.images, self.seed, levels=self.device is not None),
                 batch_size=None,
                 sampler=self._requests,  # type: ignore[arg-type]
                 num_workers=self.num_workers,
