@@ -50,7 +50,7 @@ class Losses(Speed):
 def fit(batches, method=PGDAT, norm="l2", device="cpu", precision="32-true", **switches):
     torch.manual_seed(0)
     speed = Losses(**switches)
-    attack = PGD(0.1, steps=2, norm=norm, random_start=False)  # by default without signs, which rounding flips
+    attack = PGD(0.1, steps=2, norm=norm, random_start=method is TRADES)  # by default without signs, which rounding flips
     module = method(nets.ResNet20(), attack, optimizer=lambda params: SGD(params, lr=0.01, momentum=0.9))
     trainer = Trainer(
         accelerator="gpu" if device == "cuda" else device,
@@ -117,20 +117,27 @@ def test_optimizers_are_left_alone_where_they_cannot_be_fused():
         assert optimizer.state_dict() == before
 
 
+@pytest.fixture
+def exact_float32(monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+
+
 cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
 
 
 @cuda
 @pytest.mark.parametrize("dtype", [None, torch.bfloat16])
-def test_recorded_passes_give_what_the_network_gives(dtype):
+def test_recorded_passes_give_what_the_network_gives(dtype, exact_float32):
     torch.manual_seed(0)
     net = nets.ResNet20().cuda().eval()
     x, y = torch.rand(8, 3, 32, 32, device="cuda"), torch.arange(8, device="cuda")
     attack, graphed = (PGD(8 / 255, steps=3, random_start=False, norm="l2") for _ in range(2))
     graphed.cuda_graphs = True
+    # In half precision a bias that comes late is rounded less often.
+    atol = 1e-5 if dtype is None else 2e-3
     with torch.autocast("cuda", dtype, enabled=dtype is not None):
         for _ in range(3):
-            torch.testing.assert_close(graphed(net, x, y), attack(net, x, y), atol=1e-5, rtol=0)
+            torch.testing.assert_close(graphed(net, x, y), attack(net, x, y), atol=atol, rtol=0)
             with torch.no_grad():
                 for module in net.modules():  # weights move, and lie where they lay
                     if isinstance(module, nn.BatchNorm2d):
@@ -138,7 +145,7 @@ def test_recorded_passes_give_what_the_network_gives(dtype):
                         module.weight.mul_(0.9)
         for parameter in net.parameters():  # and now elsewhere
             parameter.data = parameter.data * 0.9
-        torch.testing.assert_close(graphed(net, x, y), attack(net, x, y), atol=1e-5, rtol=0)
+        torch.testing.assert_close(graphed(net, x, y), attack(net, x, y), atol=atol, rtol=0)
 
 
 @cuda
@@ -159,7 +166,7 @@ def test_the_kernel_of_late_biases(parts, dtype):
 @cuda
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
 @pytest.mark.parametrize("method", [StandardTraining, PGDAT, TRADES])
-def test_replayed_training_learns_the_same(batches, method, precision):
+def test_replayed_training_learns_the_same(batches, method, precision, exact_float32):
     """TRADES asks twice before its backward pass: the second time the network runs as it is."""
     runs = [fit(batches, method, device="cuda", precision=precision, cuda_graphs=graphs) for graphs in (False, True)]
     (plain, module), (graphed, other) = runs

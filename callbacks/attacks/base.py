@@ -246,10 +246,11 @@ class Attack(EvaluationAttack):
     def faster(self, model: nn.Module, fold: bool = True) -> Classifier:
         """The same network in less time; ``fold`` where no gradient reaches its weights."""
         fixed = fold and self.bn_mode == "eval"
-        if not isinstance(model, nn.Module):
+        fold, replay = fixed and self.fold_batchnorm, fixed and self.cuda_graphs
+        if not isinstance(model, nn.Module) or not (fold or replay or self.channels_last):
             return model
-        folded = Folded(model, fold=fixed and self.fold_batchnorm, channels_last=self.channels_last)
-        return Graphed(folded) if fixed and self.cuda_graphs and not compiled_parts(model) else folded
+        folded = Folded(model, fold=fold, channels_last=self.channels_last)
+        return Graphed(folded) if replay and not compiled_parts(model) else folded
 
     def attempt(self, problem: Problem) -> Tensor:
         """All tries: :meth:`perturb`, and again where it failed, as often as ``restarts`` says.

@@ -64,8 +64,8 @@ class Noise2Net(Augmentation):
         for place in range(_SCALE - 1):
             weight = _weights(keys, 2 + 2 * place, (hidden, hidden, _KERNEL, _KERNEL), x)
             small = uniform(keys, 3 + 2 * place) < 0.5
-            middle = torch.zeros_like(weight[0, 0, 0])
-            middle[_KERNEL // 2, _KERNEL // 2] = 1
+            # Made there: a number written into a tensor on a device would be copied to it.
+            middle = (torch.arange(_KERNEL**2, device=x.device) == _KERNEL**2 // 2).view(_KERNEL, _KERNEL).to(weight.dtype)
             weight = torch.where(small.view(-1, 1, 1, 1, 1), weight * middle, weight)
             seen = _convolve(seen if not done else seen + groups[place], weight, dilation=place + 1).relu()
             done.append(seen)

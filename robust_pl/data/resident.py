@@ -67,12 +67,13 @@ class ResidentImages(EightBitImages):
             then: is given a block and the epoch, and augments it further.
         """
         usual = seed is not None and self.augment is not None
-        ahead, batches = 1, iter(batches)
-        while block := list(islice(batches, ahead)):
+        ahead = 1
+        if isinstance(batches, list):  # all at once, since to pin memory can make the host wait for the device
+            asked = iter(self._upload(torch.cat(batches)).split([len(batch) for batch in batches]) if batches else ())
+        else:
+            asked = map(self._upload, batches)
+        while block := list(islice(asked, ahead)):
             index = torch.cat(block)
-            if self.device.type == "cuda":
-                index = index.pin_memory()  # else the copy would wait for what the device has yet to do
-            index = index.to(self.device, non_blocking=True)
             x, y = self.raw(index)
             if usual:
                 x = self.augment(x, hash_keys(seed, AUGMENT, epoch, index))
@@ -83,6 +84,11 @@ class ResidentImages(EightBitImages):
             sizes = [len(batch) for batch in block]
             for pixels, labels, positions in zip(x.split(sizes), y.split(sizes), index.split(sizes), strict=True):
                 yield pixels if then is not None else pixels / self.white, labels, positions
+
+    def _upload(self, index: Tensor) -> Tensor:
+        if self.device.type == "cuda":
+            index = index.pin_memory()  # else the copy would wait for what the device has yet to do
+        return index.to(self.device, non_blocking=True)
 
 
 class Residence:

@@ -70,10 +70,8 @@ class Folded:
 
     def refresh(self) -> None:
         """Fold the weights as they are now into the tensors that are in use."""
-        for dtype, kept in self._weights.items():
-            for tensors, moved in zip(kept, _with_norms(self._pairs or [], dtype, self.channels_last), strict=True):
-                for tensor, value in zip(tensors, moved, strict=True):
-                    tensor.copy_(value)
+        for kept in self._weights.values():
+            _fold(self._pairs or [], kept)
 
     @contextmanager
     def _folding(self, pairs: list[Pair]) -> Iterator[None]:
@@ -98,7 +96,9 @@ class Folded:
         kind = z.device.type
         dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else conv.weight.dtype
         if dtype not in self._weights:
-            self._weights[dtype] = _with_norms(self._pairs or [], dtype, self.channels_last)
+            pairs = self._pairs or []
+            self._weights[dtype] = _room(pairs, dtype, self.channels_last)
+            _fold(pairs, self._weights[dtype])
         weight, bias = self._weights[dtype][i]
         made = conv._conv_forward(z, weight, None if self.late_bias else bias)
         self._made[i] = made, bias
@@ -223,16 +223,22 @@ def _shallow_copy(module: nn.Module, copies: dict[nn.Module, nn.Module]) -> nn.M
     return copies[module]
 
 
-def _with_norms(pairs: list[Pair], dtype: torch.dtype, channels_last: bool) -> list[tuple[Tensor, Tensor]]:
-    """Weight and bias of each convolution with its BatchNorm in it."""
+def _room(pairs: list[Pair], dtype: torch.dtype, channels_last: bool) -> list[tuple[Tensor, Tensor]]:
+    """Where weight and bias of each convolution with its BatchNorm in it are to be."""
     memory_format = torch.channels_last if channels_last else torch.contiguous_format
-    found = []
+    weights = [torch.empty_like(conv.weight, dtype=dtype, memory_format=memory_format) for conv, _ in pairs]
+    return [(weight, weight.new_empty(len(weight))) for weight in weights]
+
+
+def _fold(pairs: list[Pair], into: list[tuple[Tensor, Tensor]]) -> None:
+    """Write weight and bias of each convolution with its BatchNorm in it, in few kernels."""
+    convs, norms = zip(*pairs, strict=True)
     with torch.no_grad():
-        for conv, norm in pairs:
-            scale = torch.rsqrt(norm.running_var + norm.eps)
-            scale = scale if norm.weight is None else scale * norm.weight
-            shift = -norm.running_mean if conv.bias is None else conv.bias - norm.running_mean
-            bias = shift * scale if norm.bias is None else torch.addcmul(norm.bias, shift, scale)
-            weight = conv.weight * scale.view(-1, 1, 1, 1)
-            found.append((weight.to(dtype, memory_format=memory_format), bias.to(dtype)))
-    return found
+        gain = [torch.ones_like(norm.running_var) if norm.weight is None else norm.weight for norm in norms]
+        offset = [torch.zeros_like(norm.running_mean) if norm.bias is None else norm.bias for norm in norms]
+        shift = [norm.running_mean if conv.bias is None else norm.running_mean - conv.bias for conv, norm in pairs]
+        deviation = torch._foreach_sqrt(torch._foreach_add([norm.running_var for norm in norms], [norm.eps for norm in norms]))
+        scale = torch._foreach_div(gain, deviation)
+        torch._foreach_copy_([bias for _, bias in into], torch._foreach_addcmul(offset, shift, scale, value=-1))
+        for conv, factor, (weight, _) in zip(convs, scale, into, strict=True):
+            torch.mul(conv.weight, factor.view(-1, 1, 1, 1), out=weight)

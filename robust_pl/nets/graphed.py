@@ -188,6 +188,10 @@ def _only_counts(hook: Callable[..., Any]) -> bool:
 def _count(model: nn.Module, x: Tensor, logits: Tensor) -> None:
     """Tell those who count passes of one: a replay runs no module."""
     for module in model.modules():
+        for hook in [*module._forward_pre_hooks.values()]:  # which may prepare the counting
+            if _only_counts(hook):
+                hook(module, (x,))
+    for module in model.modules():
         for hook in module._forward_hooks.values():
             if _only_counts(hook):
                 hook(module, (x,), logits)
