@@ -10,6 +10,7 @@ import traceback
 from collections.abc import Sequence
 from pathlib import Path
 
+from ._quick import quickly
 from .cli_help import COMMANDS, RUNS, configs_in, mistake, show_help
 
 # Where a run was trained says nothing about where its checkpoint is tested.
@@ -71,6 +72,7 @@ def _run(arguments: list[str]) -> None:
     if any(configs_in(arguments)):
         return _start(arguments)
     named = named_by(arguments)
+    _import_lightning()  # or the look at the classes that the config names would do it, and slowly
     config = stored_config(checkpoint, from_checkpoint, named)
     del checkpoint  # it holds all weights once more
     if arguments[0] != "fit":
@@ -90,6 +92,7 @@ def _name_of(checkpoint: str) -> str:
 
 
 def _start(arguments: list[str]) -> None:
+    _import_lightning()
     from .lightning_cli import RobustCLI
     from .run_folder import RunFolder
 
@@ -100,6 +103,11 @@ def _start(arguments: list[str]) -> None:
         if not child:
             RunFolder.forget()
             os.environ.pop("LOCAL_RANK", None)  # which Lightning leaves behind
+
+
+def _import_lightning() -> None:
+    with quickly("lightning.pytorch"):
+        from . import lightning_cli as lightning_cli
 
 
 def _value_of(arguments: Sequence[str], option: str) -> str | None:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from ._quick import quickly
 from .cli_help import COMMANDS
 
 if TYPE_CHECKING:
@@ -38,12 +39,13 @@ def audit(arguments: Sequence[str]) -> None:
     options = parser.parse_args(arguments)
     if not options.run.is_dir():
         raise FileNotFoundError(f"{options.run} is not a folder: name a run, such as runs/quickstart")
-    import torch
-    from rich.progress import track
+    with quickly("torch"):
+        import torch
+        from rich.progress import track
 
-    from .evaluation.audit import audit as check
-    from .evaluation.audit import evaluations
-    from .evaluation.rebuild import autocast_of, dtype_of, rebuild
+        from .evaluation.audit import audit as check
+        from .evaluation.audit import evaluations
+        from .evaluation.rebuild import autocast_of, dtype_of, rebuild
 
     passed = True
     for folder in evaluations(options.run):
@@ -88,10 +90,11 @@ def report(arguments: Sequence[str]) -> None:
     for option, path in (("--output", options.output), ("--markdown", options.markdown)):
         if path is not None and path.is_dir():
             raise ValueError(f"{option} {path} is a folder: name a file in it")
-    from .callbacks.store.files import write
-    from .evaluation.baselines import read_baselines
-    from .evaluation.gather import gather
-    from .report.html import as_page, paper_markdown
+    with quickly("torch"):
+        from .callbacks.store.files import write
+        from .evaluation.baselines import read_baselines
+        from .evaluation.gather import gather
+        from .report.html import as_page, paper_markdown
 
     baselines = None if options.baseline is None else read_baselines(options.baseline)
     runs = gather(options.runs)
@@ -122,9 +125,10 @@ def turntable(arguments: Sequence[str]) -> None:
     parser.add_argument("--distance", type=float, help="of the camera from the origin; by default all of the scene is seen")
     parser.add_argument("--device", default="cpu", help="where it is rendered, such as cuda")
     options = parser.parse_args(arguments)
-    from .report.turntable import write_turntable
-    from .scenes import MeshRasterizer, RadianceField, load_mesh
-    from .scenes.mesh_files import UP
+    with quickly("torch"):
+        from .report.turntable import write_turntable
+        from .scenes import MeshRasterizer, RadianceField, load_mesh
+        from .scenes.mesh_files import UP
 
     if options.scene.suffix.lower() not in (*UP, ".ckpt"):
         raise ValueError(f"{options.scene} is no scene: name a mesh ({', '.join(UP)}) or the .ckpt of a fitted field")

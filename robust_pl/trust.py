@@ -18,6 +18,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from ._quick import quickly
+
 TRUSTED = (
     "robust_pl",
     "torch.nn",
@@ -43,7 +45,8 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"ckpt_path={path} is not a file: name a checkpoint, such as runs/NAME/checkpoints/best.ckpt")
-    import torch
+    with quickly("torch"):
+        import torch
 
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
