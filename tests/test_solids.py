@@ -101,3 +101,9 @@ def test_classes_look_alike_from_above_but_not_from_the_side(kind: str, above: f
 def test_unknown_classes(kind: str | int) -> None:
     with pytest.raises(ValueError, match="is no solid: choose from"):
         make_solid(kind, 0)
+
+
+def test_every_class_has_a_shape() -> None:
+    from robust_pl.scenes.solid_shapes import SHAPES
+
+    assert tuple(SHAPES) == SOLIDS
