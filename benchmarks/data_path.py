@@ -29,6 +29,7 @@ from rich.table import Table
 from robust_pl.data import CIFAR10DataModule, ImageFolderDataModule
 from robust_pl.data import decode as decoding
 from robust_pl.data.augment import crop_and_flip
+from robust_pl.data.hashing import hash_keys
 from robust_pl.data.images import Images, ImagesInMemory
 from robust_pl.data.loaders import TrainLoader, TrainOrder
 from robust_pl.data.resident import ResidentImages
@@ -39,6 +40,7 @@ from robust_pl.data.write_shards import shards_of_folders
 from .timing import Rounds, machine, print_machine
 
 WIDTH, HEIGHT, CLASSES = 500, 375, 4
+AT_ONCE = 50
 
 
 def small_set(count: int) -> tuple[ImagesInMemory, str]:
@@ -79,7 +81,7 @@ def epoch_of(images: Images, batch: int, workers: int, device: torch.device, mix
     return read
 
 
-def measure(what: str, sides: dict[str, Callable[[int], None]], rounds: int) -> Rounds:
+def measure(what: str, sides: dict[str, Callable[..., object]], rounds: int) -> Rounds:
     """Wall seconds of an epoch in each way."""
     found = Rounds(what, rounds, sides)
     for turn, side in found.order():
@@ -89,21 +91,40 @@ def measure(what: str, sides: dict[str, Callable[[int], None]], rounds: int) -> 
     return found
 
 
-def decoded_by(library: str, read: Callable[[int], None]) -> Callable[[int], None]:
+def decoded_by(library: str, work: Callable[..., object]) -> Callable[..., object]:
     """The same, decoding as if torchvision were not installed, or with what is. Workers keep what they were started with."""
 
-    def reading(epoch: int) -> None:
+    def working(*arguments: int) -> None:
         with patch.object(decoding, "_torchvision", lambda: None) if library == "pillow" else nullcontext():
-            read(epoch)
+            work(*arguments)
 
-    return reading
+    return working
 
 
-def photograph_sides(root: Path, batch: int, workers: int, device: torch.device) -> dict[str, Callable[[int], None]]:
+def libraries() -> list[str]:
+    """What can decode JPEG here."""
+    return ["pillow", "torchvision"] if decoding._torchvision() is not None else ["pillow"]
+
+
+def parts_of_the_work(content: bytes, rounds: int) -> Rounds:
+    """CPU seconds of what is done with a photograph, ``AT_ONCE`` times each: a busy machine disturbs them less than rates."""
+    keys, image = hash_keys(torch.arange(AT_ONCE)), decoding.decode(content)
+    seen = torch.from_numpy(np.array(decoding.centre_part(image, 256, 224))).permute(2, 0, 1)
+    batch = torch.stack(AT_ONCE * [seen])
+    work: dict[str, Callable[..., object]] = {
+        f"decode by {library}": decoded_by(library, lambda: [decoding.decode(content) for _ in keys]) for library in libraries()
+    }
+    work["cut a random part, resize it"] = lambda: [decoding.random_part(image, 224, key) for key in keys]
+    work["8 bits to float32"] = lambda: batch.to(torch.float32).div_(255)
+    found = Rounds("CPU milliseconds of a photograph", rounds, work)
+    found.run(work)
+    return found
+
+
+def photograph_sides(root: Path, batch: int, workers: int, device: torch.device) -> dict[str, Callable[..., object]]:
     """Every way to read the photographs."""
-    sides: dict[str, Callable[[int], None]] = {}
-    libraries = ("pillow", "torchvision") if decoding._torchvision() is not None else ("pillow",)
-    for library in libraries:
+    sides: dict[str, Callable[..., object]] = {}
+    for library in libraries():
         for number in sorted({0, workers}):
             files = ImageFolderDataModule(str(root)).load_train()
             sides[f"files, {library}, {number} workers"] = decoded_by(library, epoch_of(files, batch, number, device))
@@ -118,8 +139,8 @@ def photograph_sides(root: Path, batch: int, workers: int, device: torch.device)
     return sides
 
 
-def report(measured: dict[str, tuple[Rounds, int]], device: torch.device) -> dict[str, object]:
-    """Print a table a set, and return all figures."""
+def report(measured: dict[str, tuple[Rounds, int]], work: Rounds | None, device: torch.device) -> dict[str, object]:
+    """Print a table a set and what the parts of the work cost, and return all figures."""
     figures: dict[str, object] = {"machine": machine(device)}
     console = Console()
     for name, (rounds, count) in measured.items():
@@ -133,6 +154,10 @@ def report(measured: dict[str, tuple[Rounds, int]], device: torch.device) -> dic
             found["images_per_second"] = median(rates)
             table.add_row(side, f"{median(rates):,.0f}", f"{min(rates):,.0f}, {max(rates):,.0f}")
         console.print(table)
+    if work is not None:
+        milliseconds = {side: 1e3 * median(seconds) / AT_ONCE for side, seconds in work.seconds.items()}
+        figures["photograph_cpu_ms"] = milliseconds
+        console.print(f"{work.what}: " + ", ".join(f"{side} {ms:.3f}" for side, ms in milliseconds.items()), soft_wrap=True)
     print_machine(console, device)
     return figures
 
@@ -149,17 +174,22 @@ def main() -> None:
     given = parser.parse_args()
     device = torch.device(given.device)
     images, what = small_set(given.images)
-    measured = {}
-    sides = {"copy on the device": epoch_of(ResidentImages([images], device), given.batch, 0, device)}
+    measured, work = {}, None
+    sides: dict[str, Callable[..., object]] = {
+        "copy on the device": epoch_of(ResidentImages([images], device), given.batch, 0, device)
+    }
     sides |= {f"{n} workers": epoch_of(images, given.batch, n, device) for n in sorted({0, given.workers})}
     measured["small"] = measure(f"{len(images)} of {what}, 32 x 32", sides, given.rounds), len(images)
     if given.photographs:
         with tempfile.TemporaryDirectory() as root:
             write_photographs(Path(root), given.photographs)
-            sides = photograph_sides(Path(root), min(given.batch, given.photographs), given.workers, device)
+            # Some batches for each worker, whatever the size of the set.
+            batch = max(1, min(given.batch, given.photographs // (4 * max(given.workers, 1))))
+            sides = photograph_sides(Path(root), batch, given.workers, device)
             name = f"{given.photographs} photographs, {WIDTH} x {HEIGHT}"
             measured["photographs"] = measure(name, sides, given.rounds), given.photographs
-    figures = report(measured, device)
+            work = parts_of_the_work(next(Path(root).glob("train/*/*")).read_bytes(), given.rounds)
+    figures = report(measured, work, device)
     if given.out is not None:
         given.out.write_text(json.dumps(figures, indent=1))
 

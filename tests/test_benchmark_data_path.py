@@ -28,3 +28,4 @@ def test_every_path_is_reported(tmp_path):
             assert found["images_per_second"] == pytest.approx(count / found["seconds"][0])
             assert side in done.stdout
     assert "cpu" in figures["machine"]
+    assert {"decode by pillow", "8 bits to float32"} < set(figures["photograph_cpu_ms"])
