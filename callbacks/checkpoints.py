@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch import Trainer
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor
 
@@ -60,18 +60,25 @@ class LastCheckpoint(ModelCheckpoint):
 
     Args:
         folder: where it is kept.
-        every_n_train_steps: None writes it at the end of every epoch.
+        every_n_train_steps: None writes it at the end of epochs, and of the training.
+        every_n_epochs: of which epochs.
     """
 
-    def __init__(self, folder: Path, every_n_train_steps: int | None = None) -> None:
+    def __init__(self, folder: Path, every_n_train_steps: int | None = None, every_n_epochs: int = 1) -> None:
         super().__init__(
             folder,
             "last",
             every_n_train_steps=every_n_train_steps,
+            every_n_epochs=every_n_epochs if every_n_train_steps is None else None,
             save_on_train_epoch_end=every_n_train_steps is None,
             auto_insert_metric_name=False,
             enable_version_counter=False,
         )
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        super().on_train_end(trainer, pl_module)
+        if self._every_n_train_steps < 1 and self._last_global_step_saved != trainer.global_step:
+            self._save_topk_checkpoint(trainer, self._monitor_candidates(trainer))
 
     def _save_checkpoint(self, trainer: Trainer, filepath: str) -> None:
         _replace_whole(super()._save_checkpoint, trainer, filepath)

@@ -30,6 +30,7 @@ class Run:
             ``val_ema/acc_pgd20`` the accuracy of an average, and ``val_max/acc_pgd20`` the higher one of raw and averaged
             weights, see :class:`RobustEvaluation`.
         save_every_n_steps: write ``last.ckpt`` also every so many training steps, and not only at the end of every epoch.
+        save_every_n_epochs: write it at the end of every so many epochs; it is written at the end of the training, too.
     """
 
     name: str | None = None
@@ -39,6 +40,7 @@ class Run:
     tags: list[str] = field(default_factory=list)
     monitor: str | None = None
     save_every_n_steps: int | None = None
+    save_every_n_epochs: int = 1
 
 
 @dataclass

@@ -276,8 +276,8 @@ class RobustCLI(LightningCLI):
 
     @staticmethod
     def _last_checkpoints(folder: Path, config: Any) -> list[Callback]:
-        every = config.run.save_every_n_steps
-        return [LastCheckpoint(folder), *([] if every is None else [LastCheckpoint(folder, every)])]
+        every, epochs = config.run.save_every_n_steps, config.run.save_every_n_epochs
+        return [LastCheckpoint(folder, every_n_epochs=epochs), *([] if every is None else [LastCheckpoint(folder, every)])]
 
     def _loggers(self, run: RunFolder, config: dict[str, Any]) -> list[Logger]:
         settings = config["run"]

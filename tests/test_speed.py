@@ -167,7 +167,7 @@ def test_the_kernel_of_late_biases(parts, dtype):
 @pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
 @pytest.mark.parametrize("method", [StandardTraining, PGDAT, TRADES])
 def test_replayed_training_learns_the_same(batches, method, precision, exact_float32):
-    """TRADES asks twice before its backward pass: the second time the network runs as it is."""
+    """TRADES asks twice before its backward pass."""
     runs = [fit(batches, method, device="cuda", precision=precision, cuda_graphs=graphs) for graphs in (False, True)]
     (plain, module), (graphed, other) = runs
     assert graphed.losses == pytest.approx(plain.losses, abs=1e-4 if precision == "32-true" else 0.02)

@@ -32,6 +32,7 @@ class Graphed:
 
     def __init__(self, folded: Folded) -> None:
         self.folded = folded
+        self._modules = list(folded.model.modules())
         self._fresh: set[tuple[Any, ...]] = set()
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -52,7 +53,7 @@ class Graphed:
                 recorded[key][1].refresh()
             self._fresh.add(key)
         logits = recorded[key][0](_Apart.apply(x)).clone()
-        _count(model, x, logits)
+        _count(self._modules, x, logits)
         return logits
 
     def _record(self, x: Tensor) -> tuple[Any, Folded]:
@@ -69,12 +70,13 @@ _RECORDED: WeakKeyDictionary[nn.Module, dict[tuple[Any, ...], tuple[Any, Folded,
 
 
 class GraphedTraining:
-    """The training pass of a network, launched as CUDA graphs: stands where torch keeps what a network is compiled to.
+    """The training passes of a network, launched as CUDA graphs: stands where torch keeps what a network is compiled to.
 
-    Replayed is what trains, for batches of the shape of the first: one forward pass, and the backward pass to the weights. As
-    they are run: passes in eval mode, without gradients or with one to the pixels; a second forward pass before the backward
-    pass of the first; and all while somebody's hooks hang on the network, except those that only count. It cannot be
-    differentiated twice. Recording runs three passes aside, and puts BatchNorm's statistics back.
+    Replayed is what trains, for batches of the shape of the first: a forward pass, and the backward pass to the weights. Where
+    a step makes two forward passes before the first backward pass, as that of TRADES, there is a recording for each, and
+    memory for both. As they are run: more passes than that, passes in eval mode, without gradients or with one to the pixels,
+    and all while somebody's hooks hang on the network, except those that only count. A replayed pass cannot be differentiated
+    twice. Recording runs three passes aside, and puts BatchNorm's statistics back.
 
     Args:
         net: maps pixels (B, C, H, W) to logits (B, K).
@@ -86,11 +88,9 @@ class GraphedTraining:
     def __init__(self, net: nn.Module, channels_last: bool) -> None:
         self.net = net
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
-        self._graph: Callable[..., Tensor] | None = None
-        self._recording = False
+        self._slots: list[_Slot] = []
         self._key: tuple[Any, ...] | None = None
-        self._passes = 0
-        self._waiting = False
+        self._recording = False
 
     def __call__(self, *inputs: Any) -> Any:
         x = inputs[0] if len(inputs) == 1 else None
@@ -98,35 +98,30 @@ class GraphedTraining:
             return self.net._call_impl(*inputs)
         weights = tuple(self.net.parameters())
         key = (tuple(x.shape), x.dtype, _autocast(), tuple(w.requires_grad for w in weights), _places(self.net))
-        if self._graph is None:
-            self._graph, self._key = self._record(x), key
         if key != self._key:
-            if key[-1] != self._key[-1]:  # type: ignore[index]  # the weights were moved: next time it is recorded anew
-                self._graph = None
-            return self.net._call_impl(x)
-        logits = self._graph(x.contiguous(memory_format=self.memory_format), *weights).clone()
-        self._passes, self._waiting = self._passes + 1, True
-        this = self._passes
-
-        def arrived(_: Tensor) -> None:
-            if this != self._passes:
-                raise RuntimeError(
-                    "a training pass was replayed before the backward pass of the one before it was done with: set "
-                    "cuda_graphs of Speed to false for this method"
-                )
-            self._waiting = False
-
-        logits.register_hook(arrived)
-        _count(self.net, x, logits)
+            if (
+                self._key is not None and key[-1] == self._key[-1]
+            ):  # another batch or precision; weights that moved are not that
+                return self.net._call_impl(x)
+            self._slots, self._key = [], key
+        slot = next((slot for slot in self._slots if not slot.waits), None)
+        if slot is None:
+            if len(self._slots) == _AT_MOST:
+                return self.net._call_impl(x)
+            slot = _Slot(self._record(x))
+            self._slots.append(slot)
+        logits = slot.run(x.contiguous(memory_format=self.memory_format), *weights)
+        _count(list(self.net.modules()), x, logits)
         return logits
 
     def next_step(self) -> None:
         """What was replayed in the last step and never differentiated is not waited for."""
-        self._waiting = False
+        for slot in self._slots:
+            slot.waits = False
 
     def _replays(self, x: Any) -> bool:
         usual = isinstance(x, Tensor) and x.is_cuda and x.dim() == 4 and not x.requires_grad
-        if self._recording or self._waiting or not (usual and self.net.training and torch.is_grad_enabled()):
+        if self._recording or not (usual and self.net.training and torch.is_grad_enabled()):
             return False
         return all(_only_counts(hook) for module in self.net.modules() for hook in _hooks(module))
 
@@ -146,9 +141,31 @@ class GraphedTraining:
                 return torch.cuda.make_graphed_callables(run, (sample, *weights), allow_unused_input=True)
         finally:
             self._recording = False
-            with torch.no_grad():
-                for buffer, before in zip(self.net.buffers(), kept, strict=True):
-                    buffer.copy_(before)
+            for buffer, before in zip(self.net.buffers(), kept, strict=True):
+                buffer.data.copy_(before)  # unseen by autograd: a pass before this one may hold it
+
+
+class _Slot:
+    """A recorded pass, which may run again when its backward pass has."""
+
+    def __init__(self, graph: Callable[..., Tensor]) -> None:
+        self.graph, self.runs, self.waits = graph, 0, False
+
+    def run(self, *given: Tensor) -> Tensor:
+        logits = self.graph(*given).clone()
+        self.runs, self.waits = self.runs + 1, True
+        this = self.runs
+
+        def arrived(_: Tensor) -> None:
+            if this != self.runs:
+                raise RuntimeError(
+                    "a training pass was replayed before the one in its place was differentiated for the last time: set "
+                    "cuda_graphs of Speed to false for this method"
+                )
+            self.waits = False
+
+        logits.register_hook(arrived)
+        return logits
 
 
 class _Apart(torch.autograd.Function):
@@ -185,13 +202,13 @@ def _only_counts(hook: Callable[..., Any]) -> bool:
     return getattr(hook, "counts_only", False)
 
 
-def _count(model: nn.Module, x: Tensor, logits: Tensor) -> None:
+def _count(modules: list[nn.Module], x: Tensor, logits: Tensor) -> None:
     """Tell those who count passes of one: a replay runs no module."""
-    for module in model.modules():
+    for module in modules:
         for hook in [*module._forward_pre_hooks.values()]:  # which may prepare the counting
             if _only_counts(hook):
                 hook(module, (x,))
-    for module in model.modules():
+    for module in modules:
         for hook in module._forward_hooks.values():
             if _only_counts(hook):
                 hook(module, (x,), logits)
