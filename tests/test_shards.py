@@ -236,6 +236,14 @@ def test_bad_arguments(shards, tmp_path):
             make(shards, **more)
     with pytest.raises(FileNotFoundError, match=r"val\.npz does not exist: set data_dir .*write_shards"):
         make(tmp_path).test_set  # noqa: B018
+    for url in ("pipe:touch here", "/somewhere", "-o x"):
+        with pytest.raises(ValueError, match="is no address that shards can be fetched from: it must begin with https:// or"):
+            make(tmp_path, url=url).test_set  # noqa: B018
+    index = ShardIndex.load(shards, "val")
+    index.shards = np.array(["../val-000000.tar"])
+    index.save(tmp_path / "val.npz")
+    with pytest.raises(ValueError, match=r"damaged \('../val-000000.tar' is no name of a file"):
+        make(tmp_path).test_set  # noqa: B018
     (tmp_path / "val.npz").write_bytes(b"nothing")
     with pytest.raises(ValueError, match="is no index of shards, or damaged"):
         make(tmp_path).test_set  # noqa: B018

@@ -27,7 +27,8 @@ class ExtraDataMixture(ImageDataModule):
 
     Splits, validation, test, batch sizes, workers and augmentation are those of ``data``; its ``drop_last`` has no meaning
     here. Its usual augmentation is also that of the generated images where it holds its images in memory; others need
-    ``augment: false`` or a list. The file is mapped into memory, not read. Memory grows with the real samples alone.
+    ``augment: false`` or a list. The file is mapped into memory, not read: memory grows with the real samples alone. A CUDA
+    device on which both fit keeps a copy of both, see ``resident`` of :class:`ImageDataModule`.
 
     Args:
         data: the real samples.

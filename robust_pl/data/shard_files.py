@@ -19,6 +19,7 @@ from torch import Tensor
 from .decode import UNREADABLE, decode, visible_part
 from .images import Images
 
+SCHEMES = ("https://", "http://", "gs://", "hf://")
 REMEDY = "write it with python -m robust_pl.data.write_shards"
 
 
@@ -59,9 +60,12 @@ class ShardIndex:
             raise FileNotFoundError(f"{path} does not exist: set data_dir or ROBUST_PL_DATA to a folder of shards, or {REMEDY}")
         try:
             with np.load(path, allow_pickle=False) as file:
-                return cls(**{field.name: file[field.name] for field in fields(cls)})
-        except (OSError, ValueError, KeyError) as error:
+                index = cls(**{field.name: file[field.name] for field in fields(cls)})
+            if bad := [name for name in index.shards.tolist() if Path(name).name != name]:
+                raise ValueError(f"{bad[0]!r} is no name of a file in the same folder")
+        except (OSError, ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{path} is no index of shards, or damaged ({error}): {REMEDY}") from error
+        return index
 
     def save(self, path: Path) -> None:
         with path.open("wb") as file:
@@ -117,7 +121,8 @@ def fetch(url: str, path: Path, length: int | None = None) -> None:
     """Fetch a file that is missing; of several processes one does, and the others wait for it.
 
     Args:
-        url: address of the folder that has a file of this name: http(s), or what else WebDataset opens.
+        url: address of the folder that has a file of this name, by one of ``SCHEMES``. WebDataset's ``pipe:`` is none of them:
+            it runs a command, which should not be in anybody's checkpoint.
         path: where it should be.
         length: in bytes, if known.
 
@@ -125,6 +130,10 @@ def fetch(url: str, path: Path, length: int | None = None) -> None:
         ImportError: if WebDataset is not installed.
         ValueError: if it cannot be fetched.
     """
+    if not url.startswith(SCHEMES):
+        raise ValueError(
+            f"url={url!r} is no address that shards can be fetched from: it must begin with {' or '.join(SCHEMES)}"
+        )
     if path.is_file():
         return
     library = webdataset()
