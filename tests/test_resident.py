@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import product
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,7 +13,7 @@ import torch
 
 from robust_pl.data import AsUsual, CutMix, Cutout, DigitsDataModule, ExtraDataMixture, HeldOut
 from robust_pl.data.augment import crop_and_flip
-from robust_pl.data.augmentations import CropAndFlip
+from robust_pl.data.augmentations import CropAndFlip, augmented
 from robust_pl.data.base import ImageDataModule
 from robust_pl.data.images import Images, ImagesInMemory
 from robust_pl.data.resident import Residence, ResidentImages
@@ -58,8 +59,8 @@ MODULES: dict[str, Callable[[Path], ImageDataModule]] = {
 def attach(data: ImageDataModule, device: str, rank: int = 0, world_size: int = 1) -> ImageDataModule:
     """As a Trainer does that trains on this device."""
     data.trainer = SimpleNamespace(
-        global_rank=rank, world_size=world_size, num_devices=1, overfit_batches=0, training=True, current_epoch=1, limit_val_batches=1.0,
-        limit_test_batches=1.0, limit_predict_batches=1.0, strategy=SimpleNamespace(root_device=torch.device(device)),
+        global_rank=rank, world_size=world_size, num_devices=1, overfit_batches=0, current_epoch=1, training=True,
+        limit_val_batches=1.0, limit_test_batches=1.0, limit_predict_batches=1.0, strategy=SimpleNamespace(root_device=torch.device(device)),
         fit_loop=SimpleNamespace(batch_idx=-1),
     )  # fmt: skip
     return data
@@ -127,6 +128,24 @@ def test_a_run_is_the_same_and_resumes(tmp_path, device, mixed, monkeypatch):
     for name in ("batch1", "batch3", "validation5", "epoch5", "batch7"):
         path, batches = saver.saved[name]
         assert fit(True, ckpt=path).seen == full.seen[batches:], name
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_a_list_is_done_ahead_where_something_is_trained(device, monkeypatch):
+    """An attack that fits itself to the loader in a test sees plain images, as it does on the host."""
+    monkeypatch.setattr("robust_pl.data.resident._BLOCK", 70 * 3 * 12 * 12)
+    lists = [CropAndFlip(2), Cutout(3)], [CropAndFlip(2), CutMix(), Cutout(3)]
+    for augment, training in product(lists, (True, False)):
+        data = attach(Colours(batch_size=32, augment=augment), device)
+        data.resident, data.trainer.training = True, training
+        for batch in data.train_dataloader():
+            plain = (*data.train_set.read(batch[2].cpu(), None), batch[2].cpu())
+            done = 1 if len(augment) == 3 else 2
+            x, y, _ = augmented(plain, augment[:done], 10, data.seed, 1) if training else plain
+            assert torch.equal(batch[0].cpu(), x) and torch.equal(batch[1].cpu(), y)
+            x, y, _ = data.on_after_batch_transfer(batch, 0)
+            everything = augmented(plain, augment, 10, data.seed, 1) if training else plain
+            assert torch.equal(x.cpu(), everything[0]) and torch.allclose(y.cpu(), everything[1])
 
 
 def test_what_is_chosen(monkeypatch):

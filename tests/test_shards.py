@@ -97,6 +97,23 @@ def test_pictures_are_made_smaller_where_that_is_asked_for(folders, tmp_path):
     assert len(images.index.shards) == 1
 
 
+def test_damaged_files_are_left_out_where_that_is_asked_for(tmp_path):
+    pytest.importorskip("webdataset")
+    folder = tmp_path / "source/val/ant"
+    folder.mkdir(parents=True)
+    for i in range(3):
+        Image.new("RGB", (9, 9), (80 * i, 0, 0)).save(folder / f"{i}.png")
+    (folder / "1.png").write_bytes(b"nothing")
+    with pytest.warns(UserWarning, match="skipped 1 of 3 images"):
+        shards_of_folders(tmp_path / "source", tmp_path / "shards", skip_damaged=True)
+    data = make(tmp_path / "shards")  # of a test set alone
+    x, y, _ = next(iter(data.test_dataloader()))
+    assert data.class_names == ["ant"] and y.tolist() == [0, 0]
+    assert (x[:, 0].amax((1, 2)) * 255).tolist() == pytest.approx([0, 160])
+    with pytest.raises(ValueError, match=r"1\.png cannot be read as an image"):
+        shards_of_folders(tmp_path / "source", tmp_path / "more", resize=4)
+
+
 # Order ---------------------------------------------------------------------------------------------------------------
 
 
@@ -262,11 +279,18 @@ def test_a_damaged_sample_is_named(shards, tmp_path):
 
 def test_command_line(folders, tmp_path, capsys):
     pytest.importorskip("webdataset")
+    (tmp_path / "c/train/ant").mkdir(parents=True)
+    for name in ("ant", "elk"):
+        (tmp_path / "d/val" / name).mkdir(parents=True)
+    (tmp_path / "d/train/ant").mkdir(parents=True)
+    Image.new("RGB", (9, 9)).save(tmp_path / "d/train/ant/1.png")
     main([str(folders), str(tmp_path / "a"), "--shard_mb", "0.01"])
     out = capsys.readouterr().out
     assert f"{tmp_path / 'a' / 'train.npz'}: 60 samples of 3 classes in" in out and "val.npz: 9 samples of 3 classes in" in out
     for arguments, message in (
         ([folders, tmp_path / "a"], "train.npz exists: name another folder, or delete the shards in it"),
+        ([tmp_path / "c", tmp_path / "b"], "holds no images"),
+        ([tmp_path / "d", tmp_path / "b"], "has classes that the training folder has not: elk"),
         ([folders / "train", tmp_path / "b"], "holds neither train nor val"),
         ([folders, tmp_path / "b", "--shard_mb", "0"], "shard_mb=0.0 must be above 0"),
         ([folders, tmp_path / "b", "--resize", "0"], "resize=0 must be at least 1"),
@@ -274,6 +298,7 @@ def test_command_line(folders, tmp_path, capsys):
         with pytest.raises(SystemExit) as exit_info:
             main([str(argument) for argument in arguments])
         assert exit_info.value.code == 2 and message in capsys.readouterr().err
+        assert not (tmp_path / "b").exists()
 
 
 @pytest.mark.slow

@@ -52,12 +52,15 @@ def shards_of_folders(
     if there := [path for part in parts if (path := target / f"{part}.npz").exists()]:
         raise ValueError(f"{there[0]} exists: name another folder, or delete the shards in it")
     classes = subfolders(source / parts[0], _LAYOUT)
-    target.mkdir(parents=True, exist_ok=True)
-    written = []
+    sets = {}
     for part in parts:
         if unknown := [name for name in subfolders(source / part, _LAYOUT) if name not in classes]:
             raise ValueError(f"{source / part} has classes that the training folder has not: {', '.join(unknown[:5])}")
-        names, labels = labelled(source / part, {name: label for label, name in enumerate(classes)})
+        sets[part] = labelled(source / part, {name: label for label, name in enumerate(classes)})
+    webdataset()
+    target.mkdir(parents=True, exist_ok=True)
+    written = []
+    for part, (names, labels) in sets.items():
         files = ImageFiles(source / part, names, labels, 1, 1, skip_damaged=skip_damaged)
         order = permutation(len(files), seed).tolist() if part == "train" else range(len(files))
         written.append(_write(files, order, classes, target, part, shard_mb, resize))
