@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import logging
 import os
 import sys
@@ -30,7 +31,7 @@ from .cli_parser import Instantiator, Parser, link_data_to_net
 from .cli_settings import ReportOptions, Run, StoreConfig, request_of
 from .data import ImageDataModule
 from .methods import Method
-from .methods.ranks import others_wait
+from .methods.ranks import leave, others_wait
 from .nets.reference import resolve
 from .run_folder import RunFolder, hardware, versions
 
@@ -58,6 +59,7 @@ class RobustCLI(LightningCLI):
             "Checkpoint directory .* exists and is not empty",  # a resumed run goes on in its own folder
         ):
             warnings.filterwarnings("ignore", message=expected)
+        atexit.register(leave)
         # Processes that Lightning starts run the same command, so it must stand in sys.argv.
         sys.argv = [sys.argv[0], *arguments]
         return cls(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from datetime import timedelta
@@ -59,3 +60,10 @@ def others_wait(trainer: Trainer) -> Iterator[None]:
         else:
             with suppress(RuntimeError):  # the first process, and the store with it, is gone
                 store.wait([key], _PATIENCE)
+
+
+def leave() -> None:
+    """Part from the other processes, at the end of this one: gloo's threads, which would still run, could abort it else."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        gc.collect()  # what holds a group, as DistributedDataParallel does, keeps it alive
+        torch.distributed.destroy_process_group()
