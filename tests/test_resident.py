@@ -60,8 +60,8 @@ def attach(data: ImageDataModule, device: str, rank: int = 0, world_size: int = 
     """As a Trainer does that trains on this device."""
     data.trainer = SimpleNamespace(
         global_rank=rank, world_size=world_size, num_devices=1, overfit_batches=0, current_epoch=1, training=True,
-        limit_val_batches=1.0, limit_test_batches=1.0, limit_predict_batches=1.0, strategy=SimpleNamespace(root_device=torch.device(device)),
-        fit_loop=SimpleNamespace(batch_idx=-1),
+        limit_val_batches=1.0, limit_test_batches=1.0, limit_predict_batches=1.0,
+        strategy=SimpleNamespace(root_device=torch.device(device)), fit_loop=SimpleNamespace(batch_idx=-1),
     )  # fmt: skip
     return data
 
