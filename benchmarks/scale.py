@@ -1,0 +1,333 @@
+"""Throughput on several processes: ``python -m benchmarks.scale``.
+
+Measures a PGD-10 adversarial training step (``PGDAT`` under a Lightning ``Trainer``) and an evaluation under PGD-10
+(``Trainer.test`` with a store), both of the same images however many processes share them: one process of one thread, one of
+two, two and four of one thread each. All processes are started before anything is timed and wait for their turn; one side works
+at a time, round by round, each round beginning with another. Time is wall time, from the word to start until the last process
+of a side is done, so the machine must be idle; the median over rounds counts.
+
+Requirement: two processes of one thread reach at least 0.9 of the throughput of one process of two threads, and every
+prediction and verdict is the same on all sides.
+
+A side whose threads are more than the machine's cores takes turns on them: it shows what processes cost, not what they gain.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import logging
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, Trainer, seed_everything
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+from torch.optim import SGD
+
+from robust_pl import nets
+from robust_pl.callbacks import PGD, RobustEvaluation
+from robust_pl.data import DigitsDataModule
+from robust_pl.methods import PGDAT
+
+from .timing import Rounds, machine, print_machine
+
+LIMIT = 0.9
+SIDES = {"1 x 2": (1, 2), "1 x 1": (1, 1), "2 x 1": (2, 1), "4 x 1": (4, 1)}
+"""Processes and threads of each."""
+ONE, TWO = "1 x 2", "2 x 1"
+WEIGHTS = "weights.pt"
+_DONE = "@done "
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What all sides share.
+
+    Args:
+        net: name of a network.
+        batch: images a training step, of all processes together.
+        chunk: images an evaluation chunk.
+        images: to evaluate.
+        steps: of the attack.
+        rounds: beside the warm-up.
+    """
+
+    net: str
+    batch: int
+    chunk: int
+    images: int
+    steps: int
+    rounds: int
+
+
+class Group:
+    """The processes of one side, which wait for their turn.
+
+    Args:
+        processes: how many.
+        threads: of each.
+        setting: see there.
+        folder: for the outcome of its evaluations.
+    """
+
+    def __init__(self, processes: int, threads: int, setting: Setting, folder: Path) -> None:
+        with socket.socket() as found:
+            found.bind(("127.0.0.1", 0))
+            port = found.getsockname()[1]
+        world = {"WORLD_SIZE": str(processes), "LOCAL_WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1"}
+        world |= {"MASTER_PORT": str(port), "OMP_NUM_THREADS": str(threads), "TORCHELASTIC_RUN_ID": str(port)}
+        command = [sys.executable, "-m", "benchmarks.scale", "--worker", json.dumps([vars(setting), threads, str(folder)])]
+        self.processes = [
+            subprocess.Popen(
+                command,
+                env=os.environ | world | {"RANK": str(rank), "LOCAL_RANK": str(rank), "GROUP_RANK": "0"},
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
+            )
+            for rank in range(processes)
+        ]
+
+    def turn(self) -> tuple[float, list[Any]]:
+        """Let all do the next thing; returns the seconds until the last is done, and what each says."""
+        began = time.perf_counter()
+        for process in self.processes:
+            assert process.stdin is not None
+            process.stdin.write("\n")
+            process.stdin.flush()
+        said = [self.listen(process) for process in self.processes]
+        return time.perf_counter() - began, said
+
+    def listen(self, process: subprocess.Popen[str]) -> Any:
+        """The next word of a process."""
+        assert process.stdout is not None
+        for line in process.stdout:
+            if line.startswith(_DONE):
+                return json.loads(line.removeprefix(_DONE))
+        raise RuntimeError(f"a process of the benchmark ended with {process.wait()}: its errors are above")
+
+    def end(self) -> None:
+        """Whatever happened."""
+        for process in self.processes:
+            process.kill()
+            process.wait()
+
+
+# In a process of a side -----------------------------------------------------------------------------------------------
+
+
+def work(setting: Setting, threads: int, folder: Path) -> None:
+    """Train, evaluate and reduce, each time when it is told."""
+    torch.set_num_threads(threads)
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore")
+    world = int(os.environ["WORLD_SIZE"])
+    seed_everything(0, verbose=False)
+    net = getattr(nets, setting.net)(in_channels=1)
+    begun = torch.load(folder.parent / WEIGHTS, weights_only=True)
+    net.load_state_dict(begun)
+    method = PGDAT(net, PGD(8 / 255, 2 / 255, setting.steps), optimizer=lambda params: SGD(params, 0.01, momentum=0.9))
+    quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False}
+    world_of = {"accelerator": "cpu", "devices": world, "strategy": "ddp" if world > 1 else "auto"}
+    share = setting.batch // world
+    y = torch.arange(share) % 10
+    x = torch.rand(share, 1, 32, 32, generator=torch.Generator().manual_seed(int(os.environ["RANK"])))
+    trainer = Trainer(max_epochs=1, callbacks=[Answer()], use_distributed_sampler=False, **quiet, **world_of)
+    answer({"parameters": sum(p.numel() for p in net.parameters())})
+    trainer.fit(method, OnDemand((x, y), setting.rounds + 1))
+    net.load_state_dict(begun)  # training rounds differently on each side
+    for turn in range(setting.rounds + 1):
+        listen()
+        attack = PGD(8 / 255, 2 / 255, setting.steps, random_start=True)
+        evaluation = RobustEvaluation(output_dir=str(folder / str(turn)))
+        trainer = Trainer(callbacks=[attack, evaluation], **quiet, **world_of)
+        with open(os.devnull, "w") as nowhere:
+            sys.stdout, out = nowhere, sys.stdout
+            trainer.test(method, Digits32(setting.images, setting.chunk), verbose=False)
+            sys.stdout = out
+        answer({})
+    size = sum(p.numel() for p in net.parameters())
+    for _ in range(setting.rounds + 1):
+        listen()
+        if world > 1:
+            torch.distributed.all_reduce(torch.ones(size))
+        answer({})
+
+
+def listen() -> None:
+    """Wait for a turn."""
+    if not sys.stdin.readline():
+        sys.exit()
+
+
+def answer(what: dict[str, Any]) -> None:
+    """Say that it is over."""
+    print(_DONE + json.dumps(what), flush=True)
+
+
+class Answer(Callback):
+    """Ends each training step with a word."""
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        answer({})
+
+
+class OnDemand:
+    """The same batch again, each time when it is this side's turn."""
+
+    def __init__(self, batch: tuple[Tensor, Tensor], count: int) -> None:
+        self.batch, self.count = batch, count
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        for _ in range(self.count):
+            listen()
+            yield self.batch
+
+
+class Digits32(DigitsDataModule):
+    """Digits of 32 x 32 pixels, as many as CIFAR's, so that a network for these has its usual work."""
+
+    def __init__(self, images: int, chunk: int) -> None:
+        super().__init__(eval_batch_size=chunk)
+        self.images = images
+
+    def load_test(self) -> Any:
+        found = super().load_test()
+        found.images = found.images[: self.images].repeat_interleave(4, -1).repeat_interleave(4, -2)
+        found.labels = found.labels[: self.images]
+        return found
+
+
+# In the process that asks ---------------------------------------------------------------------------------------------
+
+
+def measure(setting: Setting, folder: Path) -> dict[str, Any]:
+    """All sides; seconds of each round and the figures."""
+    _prepare(setting, folder / WEIGHTS)
+    groups = {name: Group(*size, setting, folder / name.replace(" ", "")) for name, size in SIDES.items()}
+    try:
+        begun = [group.listen(process) for group in groups.values() for process in group.processes]
+        parameters = begun[0]["parameters"]
+        measured = {}
+        for what in ("training step", "evaluation", "all-reduce"):
+            rounds = measured[what] = Rounds(what, setting.rounds, SIDES)
+            for turn, side in rounds.order():
+                rounds.add(turn, side, groups[side].turn()[0])
+    finally:
+        for group in groups.values():
+            group.end()
+    tables = {side: _columns(folder / side.replace(" ", "") / "0" / "predictions.csv") for side in SIDES}
+    bytes_s = {
+        side: 2 * (size[0] - 1) / size[0] * 4 * parameters / median(measured["all-reduce"].seconds[side])
+        for side, size in SIDES.items()
+        if size[0] > 1
+    }
+    points = [
+        {"processes": size[0], "batch": setting.batch // size[0], "seconds": median(measured["training step"].seconds[side])}
+        for side, size in SIDES.items()
+        if size[1] == 1
+    ]
+    return {
+        "setting": vars(setting),
+        "steps": setting.steps,
+        "cores": os.cpu_count(),
+        "parameters": parameters,
+        "allreduce_bytes_s": bytes_s[TWO],
+        "allreduce_bytes_s_of": bytes_s,
+        "points": points,
+        "identical": all(table == tables[ONE] for table in tables.values()),
+        "throughput": {what: 1 / measured[what].figures(ONE)[TWO]["ratio_median"] for what in ("training step", "evaluation")},
+        "sides": {what: measured[what].figures(ONE) for what in ("training step", "evaluation")},
+        "machine": machine(),
+    }
+
+
+def _prepare(setting: Setting, path: Path) -> None:
+    """Weights of a few steps on clean digits, so that predictions and verdicts are not all the same."""
+    seed_everything(0, verbose=False)
+    net = getattr(nets, setting.net)(in_channels=1)
+    images, optimizer = Digits32(setting.images, setting.chunk).load_test(), SGD(net.parameters(), 0.05, momentum=0.9)
+    for step in range(12):
+        x, y = images.read(torch.arange(32) + 32 * step % (setting.images - 31 if setting.images > 32 else 1), None)
+        optimizer.zero_grad()
+        torch.nn.functional.cross_entropy(net(x), y).backward()
+        optimizer.step()
+    torch.save(net.state_dict(), path)
+
+
+def _columns(path: Path) -> list[tuple[str, ...]]:
+    """What is judged of each sample: its position, label, predictions and verdicts."""
+    with path.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    names = [name for name in rows[0] if name.startswith(("index", "label", "prediction", "right_"))]
+    return [tuple(row[name] for name in names) for row in rows]
+
+
+def show(found: dict[str, Any]) -> None:
+    """The table and the verdict."""
+    setting = found["setting"]
+    table = Table(title=f"{setting['net']}, PGD-{setting['steps']}; processes x threads, medians of {setting['rounds']} rounds")
+    for heading in ("", "side", "wall s", "images/s", f"of {ONE}", "min, max"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for what, images in (("training step", setting["batch"]), ("evaluation", setting["images"])):
+        for side, figures in found["sides"][what].items():
+            speed = f"{images / figures['median_s']:.1f}"
+            ratio = 1 / figures["ratio_median"]
+            spread = f"{1 / figures['ratio_max']:.3f}, {1 / figures['ratio_min']:.3f}"
+            table.add_row(what, side, f"{figures['median_s']:.3f}", speed, f"{ratio:.3f}", spread)
+    console = Console()
+    console.print(table)
+    console.print(f"An all-reduce of the gradients moves {found['allreduce_bytes_s'] / 1e9:.2f} GB/s between two processes.")
+    same = "the same" if found["identical"] else "NOT the same"
+    console.print(f"Predictions and verdicts are {same} on all sides.")
+    print_machine(console)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Measure and print; 1 if the requirement is missed."""
+    parser = argparse.ArgumentParser(prog="benchmarks.scale", description=__doc__.splitlines()[0])
+    parser.add_argument("--worker", help=argparse.SUPPRESS)
+    parser.add_argument("--net", default="ResNet18")
+    parser.add_argument("--batch", type=int, default=32, help="images a step, of all processes; a multiple of 4")
+    parser.add_argument("--chunk", type=int, default=8, help="images an evaluation chunk")
+    parser.add_argument("--images", type=int, default=64, help="images to evaluate, at most 360")
+    parser.add_argument("--steps", type=int, default=10, help="of the attack")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--json", type=Path)
+    options = vars(parser.parse_args(arguments))
+    worker, path = options.pop("worker"), options.pop("json")
+    if worker is not None:
+        setting, threads, folder = json.loads(worker)
+        work(Setting(**setting), threads, Path(folder))
+        return 0
+    if options["batch"] % 4:
+        parser.error(f"--batch {options['batch']} must be a multiple of 4, which four processes share")
+    with tempfile.TemporaryDirectory() as folder:
+        found = measure(Setting(**options), Path(folder))
+    show(found)
+    if path is not None:
+        path.write_text(json.dumps(found, indent=2) + "\n")
+    missed = not found["identical"] or any(share < LIMIT for share in found["throughput"].values())
+    return int(missed)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
