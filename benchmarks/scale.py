@@ -240,8 +240,8 @@ def measure(setting: Setting, folder: Path) -> dict[str, Any]:
         for side, size in SIDES.items()
         if size[0] > 1
     }
-    points = [
-        {"processes": size[0], "batch": setting.batch // size[0], "seconds": median(measured["training step"].seconds[side])}
+    points = [  # for the cost model: the round that was disturbed least
+        {"processes": size[0], "batch": setting.batch // size[0], "seconds": min(measured["training step"].seconds[side])}
         for side, size in SIDES.items()
         if size[1] == 1
     ]

@@ -72,6 +72,7 @@ class ShardedStrategy(ModelParallelStrategy):
             if self._layer_sync is not None:
                 self.model = self._layer_sync.apply(self.model)
             refuse(trainer, trainer.lightning_module, self.gather)
+            self.model = self.precision_plugin.convert_module(self.model)
             shard(trainer.lightning_module, self.device_mesh["data_parallel"], keep=self.gather == "step")
         Strategy.setup(self, trainer)
 
