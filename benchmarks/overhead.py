@@ -86,8 +86,13 @@ def measure_training(setting: Setting, pairs: int) -> Pairs:
 
 
 def agreement(setting: Setting) -> dict[str, float]:
-    """Largest difference between the two sides where they start from the same point: both must do the same work."""
+    """Largest difference between the two sides where they start from the same point: both must do the same work.
+
+    In float64 and on a few images, since ours rounds otherwise, and in float32 that flips the sign of some tiny gradient.
+    """
     x, y = setting.batches[0]
+    x, y = x[:4].double(), y[:4]
+    setting = Setting(copy.deepcopy(setting.net).double(), [(x, y)], setting.steps)
     net = copy.deepcopy(setting.net).eval().requires_grad_(False)
     ours = PGD(EPS, STEP_SIZE, setting.steps, random_start=False)(net, x, y)
     by_hand = lean.pgd(net, x, y, EPS, STEP_SIZE, setting.steps, random_start=False)
@@ -174,7 +179,9 @@ def main(argv: list[str] | None = None) -> None:
     console = Console()
     difference = agreement(setting)
     shown = ", ".join(f"{name} {value:.1e}" for name, value in difference.items())
-    console.print(f"Largest difference without a random start, ours to lean: {shown}", highlight=False, soft_wrap=True)
+    console.print(
+        f"Largest difference in float64 without a random start, ours to lean: {shown}", highlight=False, soft_wrap=True
+    )
     measured = {"attack": measure_attack(setting, args.pairs), "training_step": measure_training(setting, args.pairs)}
     print_table(
         list(measured.values()),
