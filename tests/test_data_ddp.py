@@ -41,6 +41,7 @@ class Save(Callback):
             trainer.save_checkpoint(f"{folder}/mid.ckpt")
 
 module, data = Module(), DigitsDataModule(batch_size=128, eval_batch_size=200, val_size=150, augment=True)
+data.resident = ckpt is not None  # the resumed run makes its batches of a copy on the device
 trainer = Trainer(accelerator="cpu", devices=2, strategy="ddp", max_epochs=2, logger=False, enable_checkpointing=False,
                   enable_progress_bar=False, enable_model_summary=False, use_distributed_sampler=False,
                   callbacks=[Save()])
