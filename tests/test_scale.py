@@ -236,13 +236,13 @@ def test_training_is_the_same_on_1_2_and_4_processes_and_with_accumulated_gradie
 
 @pytest.mark.slow
 def test_sharded_training_is_that_of_ddp(found: dict[str, Any]) -> None:
-    two = found["2"]
-    for kind in ("step", "pass"):
-        assert two[kind]["losses"] == pytest.approx(two["ddp"]["losses"], abs=1e-6)
-        assert two[kind]["val"] == two["ddp"]["val"] and two[kind]["held"] < 0.6  # half of all but what cannot be halved
-    assert two["accumulated step"]["losses"] == pytest.approx(two["accumulated"]["losses"], abs=1e-6)
-    ddp, sharded = two["bf16"]
-    assert sharded["losses"] == pytest.approx(ddp["losses"], abs=1e-4)
+    for precision, kinds in (("32-true", ("step", "pass")), ("bf16-mixed", ("step",))):  # these with accumulated gradients
+        found_there = found["2"][precision]
+        for kind in kinds:
+            assert found_there[kind]["losses"] == pytest.approx(found_there["ddp"]["losses"], abs=1e-4), (precision, kind)
+            assert found_there[kind]["val"] == found_there["ddp"]["val"]
+        assert found_there["ddp"]["held"] == 1
+    assert all(found["2"]["32-true"][kind]["held"] < 0.6 for kind in ("step", "pass"))  # half of all that can be halved
     saved = [torch.load(found["folder"] / f"{kind}2.ckpt", weights_only=True) for kind in ("ddp", "step", "pass")]
     for other in saved[1:]:
         assert other["state_dict"].keys() == saved[0]["state_dict"].keys()
