@@ -34,7 +34,7 @@ attacks:
   fgsm: {class_path: FGSM, init_args: {eps: 0.1}}
 trainer: {max_epochs: 2, logger: false, accelerator: cpu, enable_progress_bar: false, enable_model_summary: false}
 """
-SHARDED = ("--trainer.strategy", "robust_pl.sharding.ShardedStrategy")
+SHARDED = ("--trainer.strategy", "{class_path: robust_pl.sharding.ShardedStrategy}")
 STOP = """
 from lightning.pytorch import Callback
 
