@@ -42,7 +42,8 @@ from . import lean
 from .timing import machine
 
 EPS, STEP_SIZE = 8 / 255, 2 / 255
-SKIP = 8
+SKIP = {"cuda": 8, "cpu": 1}
+"""First steps that do not count, such as those in which convolution algorithms are tried out."""
 OFF = {"fold_batchnorm": False, "channels_last": False, "fused_optimizer": False, "resident_data": False}
 
 
@@ -65,7 +66,7 @@ class MadeUp(ImageDataModule):
     def __init__(self, setting: Setting) -> None:
         super().__init__(batch_size=setting.batch_size, val_size=0, augment=False)
         self.class_names, self.image_shape = [str(k) for k in range(setting.classes)], setting.shape
-        self.size = setting.batch_size * min(setting.steps + SKIP, 64)
+        self.size = setting.batch_size * min(setting.steps + SKIP[setting.device.type], 64)
 
     def load_train(self) -> ImagesInMemory:
         generator = torch.Generator().manual_seed(0)
@@ -80,7 +81,8 @@ class Clock(Callback):
     """Seconds between the starts of neighbouring steps; may watch the kernels of the last three."""
 
     def __init__(self, device: torch.device, steps: int, trace: Path | None) -> None:
-        self.device, self.last, self.trace = device, steps + SKIP - 3, trace
+        self.device, self.skip, self.trace = device, SKIP[device.type], trace
+        self.last = max(steps + self.skip - 3, 0)
         self.marks: list[Any] = []
         self.profiler: profile | None = None
 
@@ -98,7 +100,7 @@ class Clock(Callback):
             gaps = [a.elapsed_time(b) / 1000 for a, b in zip(self.marks, self.marks[1:], strict=False)]
         else:
             gaps = [b - a for a, b in zip(self.marks, self.marks[1:], strict=False)]
-        return gaps[SKIP:]
+        return gaps[self.skip :]
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
         if self.trace is not None and len(self.marks) == self.last:
@@ -144,7 +146,7 @@ class Row:
             trainer = Trainer(
                 accelerator=setting.device.type,
                 devices=1,
-                max_steps=setting.steps + SKIP,
+                max_steps=setting.steps + SKIP[setting.device.type],
                 precision=self.precision,  # type: ignore[arg-type]
                 benchmark=setting.device.type == "cuda",
                 callbacks=[clock, Speed(**self.switches), ComputeMonitor(show=False)],
@@ -226,7 +228,7 @@ def matrix_rate(device: torch.device, size: int = 8192) -> float:
     size = size if device.type == "cuda" else 1024
     a, b = (torch.randn(size, size, device=device, dtype=torch.bfloat16) for _ in range(2))
     clock = Clock(device, 0, None)
-    for _ in range(10 + SKIP):
+    for _ in range(10 + SKIP[device.type]):
         clock.mark()
         a @ b
     clock.mark()
@@ -242,7 +244,7 @@ def _batches(setting: Setting) -> Iterator[tuple[Tensor, Tensor]]:
             x, y = data.read(index, None)
             yield x.to(setting.device, non_blocking=True), y.to(setting.device, non_blocking=True)
             step += 1
-            if step == setting.steps + SKIP:
+            if step == setting.steps + SKIP[setting.device.type]:
                 return
 
 
@@ -258,7 +260,7 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--classes", type=int, default=10)
     parser.add_argument("--batch-sizes", type=int, nargs="+", default=[128, 512])
     parser.add_argument("--attack-steps", type=int, default=10)
-    parser.add_argument("--steps", type=int, default=30, help=f"steps that count, after {SKIP} that do not")
+    parser.add_argument("--steps", type=int, default=30, help="steps that count, after a few that do not")
     parser.add_argument("--rows", nargs="+", default=list(ROWS), choices=tuple(ROWS))
     parser.add_argument("--profile", type=Path, metavar="FOLDER", help="write what each row's kernels cost there")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there, too")
