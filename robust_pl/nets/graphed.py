@@ -98,12 +98,11 @@ class GraphedTraining:
             return self.net._call_impl(*inputs)
         weights = tuple(self.net.parameters())
         key = (tuple(x.shape), x.dtype, _autocast(), tuple(w.requires_grad for w in weights), _places(self.net))
-        if key != self._key:
-            if (
-                self._key is not None and key[-1] == self._key[-1]
-            ):  # another batch or precision; weights that moved are not that
-                return self.net._call_impl(x)
+        moved = self._key is None or key[-1] != self._key[-1]
+        if moved:
             self._slots, self._key = [], key
+        elif key != self._key:  # another shape or precision
+            return self.net._call_impl(x)
         slot = next((slot for slot in self._slots if not slot.waits), None)
         if slot is None:
             if len(self._slots) == _AT_MOST:
