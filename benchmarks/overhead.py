@@ -20,22 +20,18 @@ import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
-from lightning.pytorch import Trainer
 from rich.console import Console
 from torch import Tensor, nn
-from torch.optim import SGD
 
 from robust_pl import nets
 from robust_pl.callbacks import PGD
-from robust_pl.methods import PGDAT
 
 from . import lean
 from .timing import Pairs, compare, machine, print_table
+from .training import EPS, STEP_SIZE, fit, sgd
 
-EPS, STEP_SIZE = 8 / 255, 2 / 255
 LIMITS = {"attack": 0.82, "training_step": 0.85}
 
 
@@ -65,7 +61,7 @@ def measure_training(setting: Setting, pairs: int) -> Pairs:
     """PGD adversarial training; batch i is for both sides of pair i."""
     measured = Pairs(f"PGD-{setting.steps} training step", pairs)
     net = copy.deepcopy(setting.net)
-    optimizer = _sgd(net.parameters())
+    optimizer = sgd(net.parameters())
 
     def batches() -> Iterator[tuple[Tensor, Tensor]]:
         """Hand the Trainer a batch where it is our turn, and train by hand in between.
@@ -81,7 +77,7 @@ def measure_training(setting: Setting, pairs: int) -> Pairs:
                 lean.training_step(net, optimizer, *batch, EPS, STEP_SIZE, setting.steps)
             measured.add(pair, side, time.process_time() - began)
 
-    _fit(setting, _Loader(batches(), length=pairs + 1))
+    fit(copy.deepcopy(setting.net), batches(), pairs + 1, setting.steps)
     return measured
 
 
@@ -98,51 +94,14 @@ def agreement(setting: Setting) -> dict[str, float]:
     by_hand = lean.pgd(net, x, y, EPS, STEP_SIZE, setting.steps, random_start=False)
 
     net = copy.deepcopy(setting.net)
-    loss = lean.training_step(net, _sgd(net.parameters()), x, y, EPS, STEP_SIZE, setting.steps, random_start=False)
-    method, trainer = _fit(setting, _Loader(iter([(x, y)]), length=1), random_start=False)
+    loss = lean.training_step(net, sgd(net.parameters()), x, y, EPS, STEP_SIZE, setting.steps, random_start=False)
+    method, trainer = fit(copy.deepcopy(setting.net), iter([(x, y)]), 1, setting.steps, random_start=False)
     after, expected = method.net.state_dict(), net.state_dict()
     return {
         "x_adv": _distance(ours, by_hand),
         "loss": _distance(trainer.callback_metrics["train/loss"], loss),
         "weights": max(_distance(after[name], expected[name]) for name in expected),
     }
-
-
-class _Loader:
-    """One pass over an iterator whose length the Trainer is told, so that it does not fetch ahead.
-
-    It is told one more than there is: the Trainer then asks again after the last batch, and
-    so ends the last measurement.
-    """
-
-    def __init__(self, batches: Iterator[tuple[Tensor, Tensor]], length: int) -> None:
-        self._batches, self._length = batches, length
-
-    def __len__(self) -> int:
-        return self._length + 1
-
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        return self._batches
-
-
-def _fit(setting: Setting, loader: _Loader, random_start: bool = True) -> tuple[PGDAT, Trainer]:
-    attack = PGD(EPS, STEP_SIZE, setting.steps, random_start=random_start)
-    method = PGDAT(copy.deepcopy(setting.net), attack, optimizer=_sgd)
-    trainer = Trainer(
-        accelerator="cpu",
-        devices=1,
-        max_epochs=1,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-    )
-    trainer.fit(method, loader)
-    return method, trainer
-
-
-def _sgd(params: Any) -> SGD:
-    return SGD(params, lr=0.1, momentum=0.9, weight_decay=5e-4)
 
 
 def _distance(a: Tensor, b: Tensor) -> float:

@@ -9,13 +9,18 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import SGD
 
 from . import lean
+
+if TYPE_CHECKING:
+    from lightning.pytorch import Trainer
+
+    from robust_pl.methods import PGDAT
 
 EPS, STEP_SIZE = 8 / 255, 2 / 255
 Batch = tuple[Tensor, Tensor]
@@ -38,8 +43,8 @@ class Loader:
         return self.batches
 
 
-def ours(net: nn.Module, batches: Iterator[Batch], count: int, steps: int) -> None:
-    """Train on so many batches of (x, y), which lie on the network's device, with so many attack steps."""
+def fit(net: nn.Module, batches: Iterator[Batch], count: int, steps: int, random_start: bool = True) -> tuple[PGDAT, Trainer]:
+    """Train under a Trainer on so many batches of (x, y), which lie on the network's device, with so many attack steps."""
     # Here, since who measures the memory of the plain loop must not find Lightning in it.
     from lightning.pytorch import Trainer
 
@@ -48,9 +53,8 @@ def ours(net: nn.Module, batches: Iterator[Batch], count: int, steps: int) -> No
 
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", module="lightning.*")
-    device = next(net.parameters()).device
     trainer = Trainer(
-        accelerator="gpu" if device.type == "cuda" else "cpu",
+        accelerator="gpu" if next(net.parameters()).is_cuda else "cpu",
         devices=1,
         max_epochs=1,
         logger=False,
@@ -58,7 +62,16 @@ def ours(net: nn.Module, batches: Iterator[Batch], count: int, steps: int) -> No
         enable_progress_bar=False,
         enable_model_summary=False,
     )
-    trainer.fit(PGDAT(net, PGD(EPS, STEP_SIZE, steps), optimizer=sgd, num_classes=classes(net)), Loader(batches, count))
+    attack = PGD(EPS, STEP_SIZE, steps, random_start=random_start)
+    method = PGDAT(net, attack, optimizer=sgd, num_classes=classes(net))
+    trainer.fit(method, Loader(batches, count))
+    return method, trainer
+
+
+def ours(net: nn.Module, batches: Iterator[Batch], count: int, steps: int) -> None:
+    """Train, see :func:`fit`; the network stays where it is."""
+    device = next(net.parameters()).device
+    fit(net, batches, count, steps)
     net.to(device)  # the Trainer leaves a network on the CPU
 
 
