@@ -18,6 +18,7 @@ from typing import Any, Literal
 import numpy as np
 from rich.console import Console
 from rich.table import Table
+from scipy.optimize import nnls
 
 Strategy = Literal["ddp", "sharded step", "sharded pass"]
 ATTACK_STEP, TRAINING_PASS, BACKWARD = 2.0, 3.0, 2.0
@@ -179,9 +180,7 @@ def fit(points: Sequence[Measured], link: Link, devices: int) -> tuple[Device, l
             rows.append([point.work.units * point.work.batch * turns / point.seconds, turns / point.seconds])
             wanted.append(1 - shown / point.seconds)
         matrix, target = np.array(rows), np.array(wanted)
-        unit, step = np.linalg.lstsq(matrix, target, rcond=None)[0]
-        if step < 0:
-            unit, step = float((matrix[:, 0] @ target) / (matrix[:, 0] @ matrix[:, 0])), 0.0
+        unit, step = nnls(matrix, target)[0]
         device = replace(device, unit_s=float(unit), step_s=float(step))
     errors = [cost(p.work, p.processes, device, link).seconds / p.seconds - 1 for p in points]
     return device, errors
