@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import threading
+from dataclasses import replace
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -230,15 +231,21 @@ def test_shards_are_fetched_once_and_when_they_are_needed(shards, url, curl, tmp
 
 
 def test_what_cannot_be_fetched_is_named(shards, url, curl, tmp_path, monkeypatch):
-    with pytest.raises(ValueError, match=r"nowhere/train\.npz cannot be fetched .*: check url"):
+    with pytest.raises(ValueError, match=r"nowhere/train\.npz cannot be fetched \(exit \d+\): check url"):
         make(tmp_path, url=url + "/nowhere").class_names  # noqa: B018
     data = make(tmp_path, url=url)
     data.train_set.index.lengths += 1
     with pytest.raises(ValueError, match=r"train-0000\d\d\.tar has \d+ bytes, not \d+: it was cut short"):
         next(iter(data.train_dataloader()))
+    assert not list(tmp_path.glob(".*.part"))
+    data.test_set  # noqa: B018
     monkeypatch.setitem(sys.modules, "webdataset", None)
-    with pytest.raises(ImportError, match=r"robust_pl\[stream\]"):
-        next(iter(data.test_dataloader()))
+    for workers in (0, 1):  # a worker says it in one sentence, too
+        data.num_workers = workers
+        with pytest.raises(ImportError, match=r"^shards are written .*robust_pl\[stream\]"):
+            next(iter(data.test_dataloader()))
+    with pytest.raises(ImportError, match=r"robust_pl\[stream\]"):  # and it is said before a run begins
+        make(tmp_path, url=url).setup("fit")
 
 
 # Bad input and the command line --------------------------------------------------------------------------------------
@@ -251,8 +258,9 @@ def test_bad_arguments(shards, tmp_path):
     ):
         with pytest.raises(ValueError, match=message):
             make(shards, **more)
-    with pytest.raises(FileNotFoundError, match=r"val\.npz does not exist: set data_dir .*write_shards"):
-        make(tmp_path).test_set  # noqa: B018
+    for name, part in (("class_names", "train"), ("test_set", "val")):
+        with pytest.raises(FileNotFoundError, match=rf"{part}\.npz does not exist: set data_dir .*write_shards"):
+            getattr(make(tmp_path), name)
     for url in ("pipe:touch here", "/somewhere", "-o x"):
         with pytest.raises(ValueError, match="is no address that shards can be fetched from: it must begin with https:// or"):
             make(tmp_path, url=url).test_set  # noqa: B018
@@ -266,15 +274,57 @@ def test_bad_arguments(shards, tmp_path):
         make(tmp_path).test_set  # noqa: B018
 
 
-def test_a_damaged_sample_is_named(shards, tmp_path):
+def copied(shards: Path, target: Path) -> ShardedImagesDataModule:
     for path in shards.iterdir():
-        (tmp_path / path.name).write_bytes(path.read_bytes())
-    data = make(tmp_path)
+        (target / path.name).write_bytes(path.read_bytes())
+    return make(target)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_damaged_sample_is_named(shards, tmp_path, workers):
+    data = copied(shards, tmp_path)
+    data.num_workers = workers
     with (tmp_path / str(data.test_set.index.shards[0])).open("r+b") as file:
         file.seek(data.test_set.index.offsets[0])
         file.write(b"nonsense")
-    with pytest.raises(ValueError, match=r"sample 0 in .*val-000000\.tar cannot be read as an image"):
+    with pytest.raises(ValueError, match=r"sample 0 in .*tar cannot be read as an image \(its \d+ bytes are of no format that"):
         next(iter(data.test_dataloader()))
+
+
+def test_a_shard_that_was_cut_short_is_found_before_anything_runs(shards, tmp_path):
+    data = copied(shards, tmp_path)
+    path = tmp_path / "train-000001.tar"
+    size = path.stat().st_size
+    os.truncate(path, size - 512)
+    for url in (None, "http://127.0.0.1:9"):  # it is not fetched again either
+        data = make(tmp_path, url=url)
+        with pytest.raises(ValueError, match=rf"train-000001\.tar has {size - 512} bytes, not {size}: it was cut short"):
+            data.setup("fit")
+
+
+def test_an_index_that_no_writer_wrote_is_refused(shards, tmp_path):
+    whole = ShardIndex.load(shards, "train")
+    far = whole.offsets.copy()
+    far[3] = whole.lengths.max()
+    for change, message in (
+        ({"labels": whole.labels + 1}, "labels outside of its 3 classes"),
+        ({"sizes": whole.sizes[1:]}, "columns are of unlike lengths"),
+        ({"first": whole.first + 0.5}, "no whole numbers"),
+        ({"first": whole.first[::-1]}, "shards do not follow each other"),
+        ({"offsets": far}, "a sample lies outside of its shard"),
+        ({"offsets": -whole.offsets}, "a sample lies outside of its shard"),
+        ({"classes": np.arange(3)}, "classes and shards must be names"),
+    ):
+        replace(whole, **change).save(tmp_path / "train.npz")
+        with pytest.raises(ValueError, match=rf"train\.npz is no index of shards, or damaged \(.*{message}.*\): write it with"):
+            make(tmp_path).class_names  # noqa: B018
+    (tmp_path / "train.npz").write_bytes((shards / "train.npz").read_bytes()[:-40])
+    with pytest.raises(ValueError, match="is no index of shards, or damaged"):
+        make(tmp_path).class_names  # noqa: B018
+    ShardIndex.load(shards, "val").save(tmp_path / "train.npz")  # or one would train on the test set
+    with pytest.raises(ValueError, match=r"val-000000\.tar is no shard of the part train"):
+        make(tmp_path).class_names  # noqa: B018
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["train.npz"]
 
 
 def test_command_line(folders, tmp_path, capsys):
@@ -284,11 +334,14 @@ def test_command_line(folders, tmp_path, capsys):
         (tmp_path / "d/val" / name).mkdir(parents=True)
     (tmp_path / "d/train/ant").mkdir(parents=True)
     Image.new("RGB", (9, 9)).save(tmp_path / "d/train/ant/1.png")
+    (tmp_path / "killed").mkdir()
+    (tmp_path / "killed/val-000007.tar").touch()  # an index comes last
     main([str(folders), str(tmp_path / "a"), "--shard_mb", "0.01"])
     out = capsys.readouterr().out
     assert f"{tmp_path / 'a' / 'train.npz'}: 60 samples of 3 classes in" in out and "val.npz: 9 samples of 3 classes in" in out
     for arguments, message in (
         ([folders, tmp_path / "a"], "train.npz exists: name another folder, or delete the shards in it"),
+        ([folders, tmp_path / "killed"], "val-000007.tar exists: name another folder, or delete the shards in it"),
         ([tmp_path / "c", tmp_path / "b"], "holds no images"),
         ([tmp_path / "d", tmp_path / "b"], "has classes that the training folder has not: elk"),
         ([folders / "train", tmp_path / "b"], "holds neither train nor val"),

@@ -7,7 +7,7 @@ from io import BytesIO
 from types import ModuleType
 
 import torch
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from .hashing import uniform
@@ -28,8 +28,11 @@ def decode(content: bytes) -> Image.Image:
     pixels = _jpeg(content) if content.startswith(b"\xff\xd8") else None
     if pixels is not None:
         return Image.fromarray(pixels.expand(3, -1, -1).permute(1, 2, 0).contiguous().numpy())
-    with Image.open(BytesIO(content)) as file:
-        return file.convert("RGB")
+    try:
+        with Image.open(BytesIO(content)) as file:
+            return file.convert("RGB")
+    except UnidentifiedImageError:
+        raise UnidentifiedImageError(f"its {len(content)} bytes are of no format that pillow knows") from None
 
 
 def visible_part(image: Image.Image, resize: int, image_size: int, key: Tensor | None) -> Image.Image:

@@ -46,7 +46,7 @@ class _Samples(Dataset[Any]):
         keys = None if self.seed is None else hash_keys(self.seed, AUGMENT, epoch, index)
         try:
             return (*self.read(index, keys), index)
-        except (ValueError, OSError) as error:
+        except (ValueError, OSError, ImportError) as error:
             return error  # a worker that raises would bury the sentence in its traceback
 
 

@@ -7,10 +7,12 @@ sample readable by itself, so that this library's own order, resuming and augmen
 
 from __future__ import annotations
 
+import re
 import shutil
 from dataclasses import dataclass, fields
 from pathlib import Path
 from types import ModuleType
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -51,7 +53,7 @@ class ShardIndex:
 
         Raises:
             FileNotFoundError: if there is none.
-            ValueError: if it is damaged or cannot be fetched.
+            ValueError: if it is damaged, is that of another part, or cannot be fetched.
         """
         path = root / f"{part}.npz"
         if url is not None:
@@ -61,15 +63,42 @@ class ShardIndex:
         try:
             with np.load(path, allow_pickle=False) as file:
                 index = cls(**{field.name: file[field.name] for field in fields(cls)})
-            if bad := [name for name in index.shards.tolist() if Path(name).name != name]:
-                raise ValueError(f"{bad[0]!r} is no name of a file in the same folder")
-        except (OSError, ValueError, KeyError, TypeError) as error:
+            index.check(part)
+        except (OSError, EOFError, ValueError, KeyError, TypeError, BadZipFile) as error:
             raise ValueError(f"{path} is no index of shards, or damaged ({error}): {REMEDY}") from error
         return index
 
+    def check(self, part: str) -> None:
+        """Refuse what no writer wrote, since a wrong place or label would be found late or never.
+
+        Raises:
+            ValueError: naming what is wrong.
+        """
+        if any(names.ndim != 1 or names.dtype.kind != "U" for names in (self.classes, self.shards)):
+            raise ValueError("classes and shards must be names")
+        if bad := [name for name in self.shards.tolist() if Path(name).name != name]:
+            raise ValueError(f"{bad[0]!r} is no name of a file in the same folder")
+        if bad := [name for name in self.shards.tolist() if not name.startswith(f"{part}-")]:
+            raise ValueError(f"{bad[0]} is no shard of the part {part}")
+        of_shards, of_samples = (self.lengths, self.first), (self.labels, self.offsets, self.sizes)
+        for columns, shape in ((of_shards, self.shards.shape), (of_samples, self.labels.shape[:1])):
+            if any(column.shape != shape or column.dtype.kind != "i" for column in columns):
+                raise ValueError("its columns are of unlike lengths, or no whole numbers")
+        if not len(self.labels) or self.labels.min() < 0 or self.labels.max() >= len(self.classes):
+            raise ValueError(f"it has no samples, or labels outside of its {len(self.classes)} classes")
+        counts = np.diff(self.first, append=len(self.labels))
+        if self.first[0] != 0 or counts.min() < 0:
+            raise ValueError("its shards do not follow each other")
+        ends = self.offsets + self.sizes
+        if self.offsets.min() < 0 or self.sizes.min() < 1 or (ends > self.lengths.repeat(counts)).any():
+            raise ValueError("a sample lies outside of its shard")
+
     def save(self, path: Path) -> None:
-        with path.open("wb") as file:
+        """Write it, all of it or nothing, so that what was killed before can be told from what is whole."""
+        unfinished = path.with_name(f".{path.name}.part")
+        with unfinished.open("wb") as file:
             np.savez(file, **{field.name: getattr(self, field.name) for field in fields(self)})
+        unfinished.replace(path)
 
 
 class ShardedImages(Images):
@@ -85,17 +114,32 @@ class ShardedImages(Images):
 
     Raises:
         FileNotFoundError: if the index or a shard is missing.
+        ImportError: if a shard is to be fetched and WebDataset is not installed.
         ValueError: if one is damaged, or cannot be fetched.
     """
 
     def __init__(self, root: Path, part: str, image_size: int, resize: int, url: str | None = None) -> None:
         self.root, self.url, self.image_size, self.resize = Path(root), url, image_size, resize
         self.index = ShardIndex.load(self.root, part, url)
-        if url is None and (missing := [name for name in self.index.shards if not (self.root / name).is_file()]):
+        self._look_at_shards()
+
+    def _look_at_shards(self) -> None:
+        """Find now what would end a run in the middle: shards that are missing, or were cut short as they were copied."""
+        missing, names = [], self.index.shards.tolist()
+        for name, length in zip(names, self.index.lengths.tolist(), strict=True):
+            path = self.root / name
+            if not path.is_file():
+                missing.append(name)
+            elif (size := path.stat().st_size) != length:
+                remedy = "copy it anew" if self.url is None else "delete it, and it is fetched anew"
+                raise ValueError(f"{path} has {size} bytes, not {length}: it was cut short, or is of another set; {remedy}")
+        if missing and self.url is None:
             raise FileNotFoundError(
-                f"{self.root} lacks {len(missing)} of {len(self.index.shards)} shards, such as {missing[0]}: copy them all, or "
-                "set url to where they can be fetched"
+                f"{self.root} lacks {len(missing)} of {len(names)} shards, such as {missing[0]}: copy them all, or set url to "
+                "where they can be fetched"
             )
+        if missing:
+            webdataset()
 
     def __len__(self) -> int:
         return len(self.index.labels)
@@ -148,9 +192,12 @@ def fetch(url: str, path: Path, length: int | None = None) -> None:
             with library.gopen(source, "rb") as stream, part.open("wb") as file:
                 shutil.copyfileobj(stream, file, 1 << 20)
         except OSError as error:
-            raise ValueError(f"{source} cannot be fetched ({error}): check url") from error
-        if length is not None and part.stat().st_size != length:
-            raise ValueError(f"{source} has {part.stat().st_size} bytes, not {length}: it was cut short, or is of another set")
+            part.unlink(missing_ok=True)
+            said = re.search(r"exit \d+", str(error))  # of curl or gsutil; the rest is how they were called
+            raise ValueError(f"{source} cannot be fetched ({said[0] if said else error}): check url") from error
+        if length is not None and (size := part.stat().st_size) != length:
+            part.unlink()
+            raise ValueError(f"{source} has {size} bytes, not {length}: it was cut short, or is of another set")
         part.replace(path)
 
 

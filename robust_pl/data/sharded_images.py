@@ -72,7 +72,8 @@ class ShardedImagesDataModule(ImageDataModule):
 
     @cached_property
     def class_names(self) -> list[str]:  # type: ignore[override]
-        part = "train" if self.url is not None or (self.data_dir / "train.npz").is_file() else "val"
+        there = [part for part in ("train", "val") if self.url is None and (self.data_dir / f"{part}.npz").is_file()]
+        part = there[0] if there else "train"
         return ShardIndex.load(self.data_dir, part, self.url).classes.tolist()
 
     def load_train(self) -> ShardedImages:

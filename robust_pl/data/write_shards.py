@@ -49,7 +49,8 @@ def shards_of_folders(
     parts = [part for part in ("train", "val") if (source / part).is_dir()]
     if not parts:
         raise FileNotFoundError(f"{source} holds neither train nor val: {_LAYOUT}")
-    if there := [path for part in parts if (path := target / f"{part}.npz").exists()]:
+    # Shards without an index are those of a writing that was killed: fewer new ones would leave some of them standing.
+    if there := [path for part in parts for name in (f"{part}.npz", f"{part}-*.tar") for path in sorted(target.glob(name))]:
         raise ValueError(f"{there[0]} exists: name another folder, or delete the shards in it")
     classes = subfolders(source / parts[0], _LAYOUT)
     sets = {}
