@@ -30,7 +30,7 @@ COMMANDS = {
 SUBCOMMANDS = RUNS | COMMANDS
 
 _OPTIONS = ("-c", "--config", "--print_config")  # that may stand before the subcommand
-_FILE = re.compile(r"[\w./~+-]+\.(ya?ml|json)")  # and neither an address nor YAML itself
+_FILE = re.compile(r"[^:{}\n]+\.(ya?ml|json)")  # and neither an address nor YAML itself
 
 
 def show_help() -> None:
@@ -62,10 +62,14 @@ def mistake(arguments: Sequence[str]) -> str | None:
     if first.startswith("-") and not first.startswith(_OPTIONS):
         return f"{first} stands before the subcommand, where it is unknown: begin with one of {known}"
     if not first.startswith("-") and first not in SUBCOMMANDS:
-        close = get_close_matches(first, SUBCOMMANDS, n=1)
+        close = get_close_matches(first.lower(), SUBCOMMANDS, n=1)
         return f"{first!r} is no subcommand: " + (f"did you mean {close[0]!r}?" if close else f"choose one of {known}")
+    if first.startswith("-") and not {*SUBCOMMANDS, "-h", "--help"}.intersection(arguments):
+        return f"no subcommand is named: begin with one of {known}, such as robust-pl fit -c configs/quickstart.yaml"
     if len(arguments) == 1 and first in RUNS:
         return f"{first} needs a model and data: name an experiment, such as -c configs/quickstart.yaml"
+    if first in RUNS and not arguments[1].startswith("-"):
+        return f"{arguments[1]} follows {first} and no option: an experiment is named by -c, such as {first} -c {arguments[1]}"
     for config in configs_in(arguments):
         if _FILE.fullmatch(config) and not Path(config).expanduser().exists():
             return f"config={config} does not exist: name an experiment, such as -c configs/quickstart.yaml"

@@ -92,6 +92,12 @@ def test_each_run_shows_its_own_options(robust_pl: CLI, name: str, capsys: pytes
         ("tset -c x.yaml", "'tset' is no subcommand: did you mean 'test'?"),
         ("x", "'x' is no subcommand: choose one of fit, validate, test, predict, audit, report, turntable"),
         ("--trainer.max_epochs 3 fit", "--trainer.max_epochs stands before the subcommand"),
+        ("FIT -c there.yaml", "'FIT' is no subcommand: did you mean 'fit'?"),
+        ("-c there.yaml", "no subcommand is named: begin with one of fit, validate"),
+        ("--print_config", "no subcommand is named: begin with one of fit, validate"),
+        ("-c there.yaml --help", None),
+        ("fit there.yaml", "there.yaml follows fit and no option: an experiment is named by -c, such as fit -c there.yaml"),
+        ("report there", None),
         ("predict", "predict needs a model and data: name an experiment, such as -c configs/quickstart.yaml"),
         ("fit -c none.yaml", "config=none.yaml does not exist"),
         ("fit -c there.yaml --config=none.yml", "config=none.yml does not exist"),
@@ -114,6 +120,7 @@ def test_mistakes_that_are_told_at_once(
     Path("there.yaml").touch()
     found = mistake(arguments.split())
     assert found is None if said is None else found.startswith(said), found
+    assert mistake(["fit", "-c", "no such (file), ü.yaml"]).startswith("config=no such (file), ü.yaml does not exist: name")
 
 
 def test_configs_in_a_command_line() -> None:
