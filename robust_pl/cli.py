@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 import sysconfig
 import tempfile
@@ -16,9 +17,11 @@ from .cli_help import COMMANDS, RUNS, configs_in, mistake, show_help
 # Where a run was trained says nothing about where its checkpoint is tested.
 _HARDWARE = ("accelerator", "devices", "num_nodes", "strategy", "plugins", "default_root_dir")
 
+_GONE = re.compile("connection (was likely )?(closed|reset)( by peer)?", re.IGNORECASE)  # as gloo and the store say it
+
 
 def main(args: Sequence[str] | None = None) -> None:
-    """Run the command line. Ends the process with 2 and one line where the input is wrong.
+    """Run the command line. Ends the process with 2 and one line where the input is wrong, and with 1 where another one died.
 
     Set ``ROBUST_PL_TRACEBACK=1`` to see where an error came from.
 
@@ -46,6 +49,13 @@ def main(args: Sequence[str] | None = None) -> None:
         if os.environ.get("ROBUST_PL_TRACEBACK"):
             traceback.print_exc()
         sys.exit(_complain(one_line(_sentence(error), arguments) + _place_in_users_code(error)))
+    except RuntimeError as error:
+        # Of several processes one has ended and said why; the others notice in whatever they wait for, and would bury it.
+        several = os.environ.get("WORLD_SIZE", "1") != "1"
+        if os.environ.get("ROBUST_PL_TRACEBACK") or not (several and _GONE.search(str(error))):
+            raise
+        print("robust-pl: error: another process of this run has ended: see what it said", file=sys.stderr)
+        sys.exit(1)
 
 
 def _of_lightning() -> tuple[type[Exception], ...]:

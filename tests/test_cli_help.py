@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 from robust_pl._quick import quickly
+from robust_pl.cli import main
 from robust_pl.cli_help import RUNS, SUBCOMMANDS, configs_in, mistake
 
 CLI = Callable[..., None]
@@ -121,6 +122,22 @@ def test_mistakes_that_are_told_at_once(
     found = mistake(arguments.split())
     assert found is None if said is None else found.startswith(said), found
     assert mistake(["fit", "-c", "no such (file), ü.yaml"]).startswith("config=no such (file), ü.yaml does not exist: name")
+
+
+def test_of_several_processes_only_the_one_that_failed_says_why(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def run(arguments: list[str]) -> None:
+        raise RuntimeError("[gloo/transport/tcp/pair.cc:553] Connection closed by peer [127.0.0.1]:55466. GLHF!")
+
+    monkeypatch.setattr("robust_pl.cli._run", run)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(SystemExit, match="1"):
+        main(["audit", "x"])
+    assert capsys.readouterr().err == "robust-pl: error: another process of this run has ended: see what it said\n"
+    monkeypatch.delenv("WORLD_SIZE")  # then it is an error of something else
+    with pytest.raises(RuntimeError, match="closed by peer"):
+        main(["audit", "x"])
 
 
 def test_configs_in_a_command_line() -> None:

@@ -302,6 +302,17 @@ def test_a_shard_that_was_cut_short_is_found_before_anything_runs(shards, tmp_pa
             data.setup("fit")
 
 
+def test_a_test_set_of_other_classes_is_refused(folders, shards, tmp_path):
+    data = copied(shards, tmp_path)
+    assert data.class_names == ["ant", "bee", "cow"]
+    index = ShardIndex.load(shards, "val")
+    for classes in (["ant", "cow", "bee"], ["ant", "bee", "cow", "dog"]):
+        replace(index, classes=np.array(classes)).save(tmp_path / "val.npz")
+        with pytest.raises(ValueError, match=rf"val\.npz has {len(classes)} classes, not the 3 of train\.npz, or other ones: "):
+            make(tmp_path).setup("test")
+    assert len(make(tmp_path).train_set) == TRAIN
+
+
 def test_an_index_that_no_writer_wrote_is_refused(shards, tmp_path):
     whole = ShardIndex.load(shards, "train")
     far = whole.offsets.copy()

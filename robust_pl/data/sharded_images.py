@@ -43,7 +43,8 @@ class ShardedImagesDataModule(ImageDataModule):
     Raises:
         FileNotFoundError: if an index or a shard is missing.
         ImportError: if shards are to be fetched and webdataset is not installed.
-        ValueError: if an argument is out of range, or a shard is damaged or cannot be fetched.
+        ValueError: if an argument is out of range, or a shard is damaged or cannot be fetched, or training and test
+            set have unlike classes.
     """
 
     def __init__(
@@ -88,4 +89,10 @@ class ShardedImagesDataModule(ImageDataModule):
         return ShardOrder(self.split[0], first, *sizes, rank, world_size, self.drop_last, fixed)
 
     def _images(self, part: str) -> ShardedImages:
-        return ShardedImages(self.data_dir, part, self.image_shape[1], self.resize, self.url)
+        images = ShardedImages(self.data_dir, part, self.image_shape[1], self.resize, self.url)
+        if (classes := images.index.classes.tolist()) != self.class_names:  # labels would mean other classes
+            raise ValueError(
+                f"{self.data_dir / part}.npz has {len(classes)} classes, not the {len(self.class_names)} of train.npz, or other "
+                "ones: write both by one call of python -m robust_pl.data.write_shards"
+            )
+        return images
