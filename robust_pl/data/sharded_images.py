@@ -92,7 +92,7 @@ class ShardedImagesDataModule(ImageDataModule):
         images = ShardedImages(self.data_dir, part, self.image_shape[1], self.resize, self.url)
         if (classes := images.index.classes.tolist()) != self.class_names:  # labels would mean other classes
             raise ValueError(
-                f"{self.data_dir / part}.npz has {len(classes)} classes, not the {len(self.class_names)} of train.npz, or other "
-                "ones: write both by one call of python -m robust_pl.data.write_shards"
+                f"{self.data_dir / part}.npz has {len(classes)} classes, not the {len(self.class_names)} of train.npz, or "
+                "other ones: write both by one call of python -m robust_pl.data.write_shards"
             )
         return images
