@@ -47,10 +47,12 @@ class Losses(Speed):
         self.losses.append(outputs["loss"].item())
 
 
-def fit(batches, method=PGDAT, norm="l2", device="cpu", precision="32-true", **switches):
+def fit(batches, method=PGDAT, norm="l2", device="cpu", precision="32-true", bn_mode="eval", **switches):
     torch.manual_seed(0)
     speed = Losses(**switches)
-    attack = PGD(0.1, steps=2, norm=norm, random_start=method is TRADES)  # by default without signs, which rounding flips
+    attack = PGD(
+        0.1, steps=2, norm=norm, bn_mode=bn_mode, random_start=method is TRADES
+    )  # by default without signs, which rounding flips
     module = method(nets.ResNet20(), attack, optimizer=lambda params: SGD(params, lr=0.01, momentum=0.9))
     trainer = Trainer(
         accelerator="gpu" if device == "cuda" else device,
@@ -91,10 +93,19 @@ def test_it_is_there_by_itself(batches):
     assert sum(isinstance(callback, Speed) for callback in trainer.callbacks) == 1
 
 
+class RadiusOfEach(PGDAT):
+    """A radius for each sample."""
+
+    def craft(self, batch, eps=None):
+        return super().craft(batch, torch.linspace(0.05, 0.2, len(batch[0])).view(-1, 1, 1, 1))
+
+
 @pytest.mark.slow
-def test_a_compiled_network_learns_the_same(batches):
+@pytest.mark.parametrize("bn_mode", ["eval", "train", "train_no_track"])
+def test_a_compiled_network_learns_the_same(batches, bn_mode):
     """Traced and differentiated ahead of time; the code that inductor would write is a matter of hardware."""
-    (compiled, module), (plain, _) = fit(batches, compile="default", backend="aot_eager"), fit(batches)
+    how = {"method": RadiusOfEach, "bn_mode": bn_mode}
+    (compiled, module), (plain, _) = fit(batches, compile="default", backend="aot_eager", **how), fit(batches, **how)
     assert compiled.losses == pytest.approx(plain.losses, abs=1e-4)
     assert module.net._compiled_call_impl is None
 
