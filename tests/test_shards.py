@@ -111,8 +111,12 @@ def test_damaged_files_are_left_out_where_that_is_asked_for(tmp_path):
     x, y, _ = next(iter(data.test_dataloader()))
     assert data.class_names == ["ant"] and y.tolist() == [0, 0]
     assert (x[:, 0].amax((1, 2)) * 255).tolist() == pytest.approx([0, 160])
-    with pytest.raises(ValueError, match=r"1\.png cannot be read as an image"):
+    with pytest.raises(ValueError, match=r"1\.png cannot be read as an image .* or set skip_damaged"):
         shards_of_folders(tmp_path / "source", tmp_path / "more", resize=4)
+    (folder / "1.png").write_bytes(b"")  # taken over as it is, like every other one
+    main([str(tmp_path / "source"), str(tmp_path / "as they are")])
+    with pytest.raises(ValueError, match=r"sample 1 in .* cannot be read as an image \(its 0 bytes"):
+        list(make(tmp_path / "as they are").test_dataloader())
 
 
 # Order ---------------------------------------------------------------------------------------------------------------
@@ -345,6 +349,7 @@ def test_command_line(folders, tmp_path, capsys):
         (tmp_path / "d/val" / name).mkdir(parents=True)
     (tmp_path / "d/train/ant").mkdir(parents=True)
     Image.new("RGB", (9, 9)).save(tmp_path / "d/train/ant/1.png")
+    (tmp_path / "file").touch()
     (tmp_path / "killed").mkdir()
     (tmp_path / "killed/val-000007.tar").touch()  # an index comes last
     main([str(folders), str(tmp_path / "a"), "--shard_mb", "0.01"])
@@ -357,6 +362,10 @@ def test_command_line(folders, tmp_path, capsys):
         ([tmp_path / "d", tmp_path / "b"], "has classes that the training folder has not: elk"),
         ([folders / "train", tmp_path / "b"], "holds neither train nor val"),
         ([folders, tmp_path / "b", "--shard_mb", "0"], "shard_mb=0.0 must be above 0"),
+        ([folders, tmp_path / "b", "--shard_mb", "nan"], "shard_mb=nan must be above 0"),
+        ([folders, tmp_path / "b", "--seed", "-1"], "seed=-1 must be at least 0"),
+        ([folders, tmp_path / "file"], "file is a file: name a folder for the shards"),
+        ([folders, tmp_path / "file/b"], "file/b cannot be written or read (Not a directory): name another folder"),
         ([folders, tmp_path / "b", "--resize", "0"], "resize=0 must be at least 1"),
     ):
         with pytest.raises(SystemExit) as exit_info:

@@ -90,7 +90,7 @@ class ShardIndex:
         if self.first[0] != 0 or counts.min() < 0:
             raise ValueError("its shards do not follow each other")
         ends = self.offsets + self.sizes
-        if self.offsets.min() < 0 or self.sizes.min() < 1 or (ends > self.lengths.repeat(counts)).any():
+        if self.offsets.min() < 0 or self.sizes.min() < 0 or (ends > self.lengths.repeat(counts)).any():
             raise ValueError("a sample lies outside of its shard")
 
     def save(self, path: Path) -> None:

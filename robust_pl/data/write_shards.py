@@ -40,15 +40,20 @@ def shards_of_folders(
     Raises:
         FileNotFoundError: if there are no pictures.
         ImportError: if WebDataset is not installed.
-        ValueError: if there are shards already, ``val`` has a class that ``train`` has not, or an argument is out of range.
+        ValueError: if there are shards already, a file that is to be made smaller is no picture, ``val`` has a class that
+            ``train`` has not, or an argument is out of range.
     """
-    if shard_mb <= 0:
+    if not shard_mb > 0:
         raise ValueError(f"shard_mb={shard_mb} must be above 0")
+    if seed < 0:
+        raise ValueError(f"seed={seed} must be at least 0")
     if resize is not None and resize < 1:
         raise ValueError(f"resize={resize} must be at least 1")
     parts = [part for part in ("train", "val") if (source / part).is_dir()]
     if not parts:
         raise FileNotFoundError(f"{source} holds neither train nor val: {_LAYOUT}")
+    if target.exists() and not target.is_dir():
+        raise ValueError(f"{target} is a file: name a folder for the shards")
     # Shards without an index are those of a writing that was killed: fewer new ones would leave some of them standing.
     if there := [path for part in parts for name in (f"{part}.npz", f"{part}-*.tar") for path in sorted(target.glob(name))]:
         raise ValueError(f"{there[0]} exists: name another folder, or delete the shards in it")
@@ -109,7 +114,7 @@ def _smaller(content: bytes, resize: int, path: Path) -> bytes | None:
     try:
         image = decode(content)
     except UNREADABLE as error:
-        raise ValueError(f"{path} cannot be read as an image ({error}): replace or remove it, or skip damaged files") from error
+        raise ValueError(f"{path} cannot be read as an image ({error}): replace or remove it, or set skip_damaged") from error
     scale = resize / min(image.size)
     if scale >= 1:
         return None
@@ -130,10 +135,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given = parser.parse_args(arguments)
     try:
         written = shards_of_folders(given.source, given.target, given.shard_mb, given.resize, given.skip_damaged, given.seed)
-    except (ImportError, OSError, ValueError) as error:
+        indices = [ShardIndex.load(path.parent, path.stem) for path in written]
+    except OSError as error:
+        where = f"{error.filename} cannot be written or read ({error.strerror}): name another folder"
+        parser.exit(2, f"{where if error.strerror else error}\n")
+    except (ImportError, ValueError) as error:
         parser.exit(2, f"{error}\n")
-    for path in written:
-        index = ShardIndex.load(path.parent, path.stem)
+    for path, index in zip(written, indices, strict=True):
         print(f"{path}: {len(index.labels)} samples of {len(index.classes)} classes in {len(index.shards)} shards")
 
 
