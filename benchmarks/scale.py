@@ -27,6 +27,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -84,12 +85,10 @@ class Group:
         threads: of each.
         setting: see there.
         folder: for the outcome of its evaluations.
+        port: where they meet.
     """
 
-    def __init__(self, processes: int, threads: int, setting: Setting, folder: Path) -> None:
-        with socket.socket() as found:
-            found.bind(("127.0.0.1", 0))
-            port = found.getsockname()[1]
+    def __init__(self, processes: int, threads: int, setting: Setting, folder: Path, port: int) -> None:
         world = {"WORLD_SIZE": str(processes), "LOCAL_WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1"}
         world |= {"MASTER_PORT": str(port), "OMP_NUM_THREADS": str(threads), "TORCHELASTIC_RUN_ID": str(port)}
         command = [sys.executable, "-m", "benchmarks.scale", "--worker", json.dumps([vars(setting), threads, str(folder)])]
@@ -225,7 +224,11 @@ class Digits32(DigitsDataModule):
 def measure(setting: Setting, folder: Path) -> dict[str, Any]:
     """All sides; seconds of each round and the figures."""
     _prepare(setting, folder / WEIGHTS)
-    groups = {name: Group(*size, setting, folder / name.replace(" ", "")) for name, size in SIDES.items()}
+    ports = _free_ports(len(SIDES))
+    groups = {
+        name: Group(*size, setting, folder / name.replace(" ", ""), port)
+        for (name, size), port in zip(SIDES.items(), ports, strict=True)
+    }
     try:
         begun = [group.listen(process) for group in groups.values() for process in group.processes]
         parameters = begun[0]["parameters"]
@@ -264,13 +267,22 @@ def measure(setting: Setting, folder: Path) -> dict[str, Any]:
     }
 
 
+def _free_ports(count: int) -> list[int]:
+    """Ports that nobody listens at, no two the same."""
+    with ExitStack() as opened:
+        found = [opened.enter_context(socket.socket()) for _ in range(count)]
+        for each in found:
+            each.bind(("127.0.0.1", 0))
+        return [each.getsockname()[1] for each in found]
+
+
 def _prepare(setting: Setting, path: Path) -> None:
     """Weights of a few steps on clean digits, so that predictions and verdicts are not all the same."""
     seed_everything(0, verbose=False)
     net = getattr(nets, setting.net)(in_channels=1)
     images, optimizer = Digits32(setting.images, setting.chunk).load_test(), SGD(net.parameters(), 0.05, momentum=0.9)
     for step in range(12):
-        x, y = images.read(torch.arange(32) + 32 * step % (setting.images - 31 if setting.images > 32 else 1), None)
+        x, y = images.read((torch.arange(32) + 32 * step) % setting.images, None)
         optimizer.zero_grad()
         torch.nn.functional.cross_entropy(net(x), y).backward()
         optimizer.step()
