@@ -235,7 +235,7 @@ def test_shards_are_fetched_once_and_when_they_are_needed(shards, url, curl, tmp
 
 
 def test_what_cannot_be_fetched_is_named(shards, url, curl, tmp_path, monkeypatch):
-    with pytest.raises(ValueError, match=r"nowhere/train\.npz cannot be fetched \(exit \d+\): check url"):
+    with pytest.raises(ValueError, match=r"nowhere/train\.npz cannot be fetched \(curl: exit \d+\): check url"):
         make(tmp_path, url=url + "/nowhere").class_names  # noqa: B018
     data = make(tmp_path, url=url)
     data.train_set.index.lengths += 1

@@ -193,8 +193,9 @@ def fetch(url: str, path: Path, length: int | None = None) -> None:
                 shutil.copyfileobj(stream, file, 1 << 20)
         except OSError as error:
             part.unlink(missing_ok=True)
-            said = re.search(r"exit \d+", str(error))  # of curl or gsutil; the rest is how they were called
-            raise ValueError(f"{source} cannot be fetched ({said[0] if said else error}): check url") from error
+            code = re.search(r"exit \d+", str(error))  # the rest is how it was called
+            said = f"{'gsutil' if url.startswith('gs:') else 'curl'}: {code[0]}" if code else error
+            raise ValueError(f"{source} cannot be fetched ({said}): check url") from error
         if length is not None and (size := part.stat().st_size) != length:
             part.unlink()
             raise ValueError(f"{source} has {size} bytes, not {length}: it was cut short, or is of another set")
