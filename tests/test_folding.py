@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 from robust_pl import nets
 from robust_pl.callbacks import PGD
@@ -89,6 +90,78 @@ def test_a_late_bias_is_a_tensor_to_everybody_else():
         (torch.cat([r, Shifted((y,), bias)]), torch.cat([r, whole])),
     ):
         torch.testing.assert_close(found, expected)
+
+
+def inplace_relu(z, r):
+    F.relu(z, inplace=True)
+    return z + r
+
+
+def called_relu_(z, r):
+    z.relu_()
+    return z * 2
+
+
+def grown(z, r):
+    same = z
+    z += r
+    return same + z
+
+
+def grown_by_another_dtype(z, r):
+    z += r.float()
+    return z
+
+
+def scaled(z, r):
+    z *= 2
+    z.add_(r)
+    return z - 1
+
+
+def cut(z, r):
+    z[:, 1] = r[:, 0]
+    return -z[:, :2] / 2
+
+
+def later_changed(z, r):
+    later = z + 0
+    total = z + later
+    z.mul_(3)
+    return total.relu()
+
+
+def looked_at_without_gradients(z, r):
+    with torch.no_grad():
+        scale, part = z.mean(), z + r
+    return (z * scale).relu() + part.relu()
+
+
+TENSOR_USES = [inplace_relu, called_relu_, grown, grown_by_another_dtype, scaled, cut, later_changed]
+TENSOR_USES += [looked_at_without_gradients, lambda z, r: 1 - z, lambda z, r: r @ z, lambda z, r: (z > 0) * z]
+
+
+@pytest.mark.parametrize("use", TENSOR_USES)
+def test_a_late_bias_changes_in_place_and_calculates_as_a_tensor_does(use):
+    found = []
+    for make in (lambda z, bias: Shifted((z,), bias), lambda z, bias: z + bias.view(-1, 1, 1)):
+        generator = torch.Generator().manual_seed(0)
+        z, r = (torch.randn(2, 3, 4, 4, generator=generator).requires_grad_() for _ in range(2))
+        made = make(z * 1, torch.randn(3, generator=generator))
+        result = use(made, r * 1)
+        result = result.whole() if type(result) is Shifted else result
+        found.append((result.detach(), *torch.autograd.grad(result.square().sum(), (z, r), allow_unused=True)))
+    for a, b in zip(*found, strict=True):
+        assert (a is None) == (b is None)
+        assert a is None or torch.allclose(a, b)
+
+
+def test_a_late_bias_hears_of_what_it_waits_for():
+    z, r = torch.randn(2, 3, 4, 4), torch.randn(2, 3, 4, 4)
+    total = Shifted((z,), torch.ones(3)) + r
+    r.zero_()
+    with pytest.raises(RuntimeError, match="what a sum waits for was changed in place"):
+        total.relu()
 
 
 def test_half_precision_is_that_of_the_pass(x):

@@ -18,6 +18,7 @@ from torch.func import functional_call, vmap
 from torch.nn import functional as F
 
 from robust_pl.callbacks import PGD
+from robust_pl.nets.folded_layers import aside
 from robust_pl.nets.folding import Folded, look_at
 
 from .test_folding import agree, folds, lively, small
@@ -307,6 +308,22 @@ def test_other_threads_ask_the_network_itself(x: Tensor) -> None:
     faster(x)
     assert look_at(net, x).pairs and len(found[-1]) == len(x)
     torch.testing.assert_close(found[-1], straight(net, x))
+
+
+def test_who_runs_the_network_again_to_measure_it_runs_it_as_it_is(x: Tensor) -> None:
+    measured: list[Tensor] = []
+    net = lively(Net(straight))
+
+    def measure(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        if not measured:
+            measured.append(x)
+            with aside():
+                measured.append(net.conv(x))
+
+    measure.counts_only = True  # type: ignore[attr-defined]
+    net.register_forward_pre_hook(measure)
+    assert folds(net, x) == 1
+    torch.testing.assert_close(measured[1], net.conv(x))
 
 
 def test_a_network_that_raises_is_as_it_was(x: Tensor) -> None:

@@ -14,6 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from torch.utils.hooks import RemovableHandle
 
 from ...functional.gradients import compiled_parts
+from ...nets.folded_layers import aside, counted
 from ..attacks.prepare import evaluating
 
 TRAINING, EVALUATION = "training", "evaluation"
@@ -119,7 +120,7 @@ class PassCounter:
                 return
             samples = len(inputs[0])
             self.tallies[self.phase()].forwards += samples
-            watched = _first_tensor(output)
+            watched = _first_tensor(counted(output))
             if watched is not None and watched.requires_grad:
                 watched.register_hook(lambda gradient: backwards(gradient, samples))
 
@@ -205,7 +206,7 @@ def _first_tensor(output: Any) -> Tensor | None:
 
 @contextmanager
 def _aside(net: nn.Module, device: torch.device) -> Iterator[None]:
-    """Gradients on, eval mode, nothing compiled; random streams are put back and nothing stays in autocast's cache."""
+    """Gradients on, eval mode, nothing compiled or folded; random streams are put back, nothing stays in autocast's cache."""
     devices = [device] if device.type == "cuda" else []
     try:
         with (
@@ -213,6 +214,7 @@ def _aside(net: nn.Module, device: torch.device) -> Iterator[None]:
             torch.inference_mode(False),
             torch.enable_grad(),
             evaluating(net),
+            aside(),
             torch.random.fork_rng(devices),
             torch.compiler.set_stance("force_eager"),
         ):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from threading import get_ident
+from threading import get_ident, local
 from types import MethodType
 from typing import Any
 from weakref import ref
@@ -17,6 +17,8 @@ from .epilogue import Shifted
 
 Layers = tuple["ref[nn.Conv2d]", "ref[nn.BatchNorm2d | nn.SyncBatchNorm]", tuple["ref[nn.Module]", ...]]
 HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
+
+_ASIDE = local()
 
 
 class OtherWay(Exception):
@@ -115,23 +117,12 @@ class FoldedLayers:
 
 
 class _Made:
-    """What a folded convolution returned: a tensor to hooks that count, to the BatchNorm that is in it, and to nobody else."""
+    """What a folded convolution returned, for the BatchNorm that is in it; hooks that count take :func:`counted` of it."""
 
     __slots__ = ("__weakref__", "_layers", "_tensor")
 
     def __init__(self, tensor: Tensor, layers: FoldedLayers) -> None:
         self._tensor, self._layers = tensor, layers
-
-    @property
-    def __class__(self) -> type:
-        return Tensor
-
-    @property
-    def requires_grad(self) -> bool:
-        return self._tensor.requires_grad
-
-    def register_hook(self, hook: Callable[[Tensor], Any]) -> Any:
-        return self._tensor.register_hook(hook)
 
     def __getattr__(self, name: str) -> Any:
         raise self._layers._leave()
@@ -150,6 +141,21 @@ class _Made:
     __hash__ = object.__hash__
 
 
+def counted(output: Any) -> Any:
+    """What a hook that only counts may count of an output: the tensor, also where it is that of a folded convolution."""
+    return output._tensor if type(output) is _Made else output
+
+
+@contextmanager
+def aside() -> Iterator[None]:
+    """Meanwhile networks run as they are: for what runs one a second time in the middle of a pass, to measure it."""
+    _ASIDE.count = getattr(_ASIDE, "count", 0) + 1
+    try:
+        yield
+    finally:
+        _ASIDE.count -= 1
+
+
 class _Instead:
     """In the place of a layer's own forward. Other threads, and copies of the network made meanwhile, get that one."""
 
@@ -157,7 +163,7 @@ class _Instead:
         self.layer, self.run, self.thread = layer, run, thread
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        if get_ident() != self.thread:
+        if get_ident() != self.thread or getattr(_ASIDE, "count", 0):
             return type(self.layer).forward(self.layer, *args, **kwargs)
         return self.run(*args, **kwargs)
 

@@ -55,7 +55,8 @@ class Folded:
             if logits is not None:
                 return logits
             self._tries -= 1
-            look_again(self.model, x)
+            if self._tries:
+                look_again(self.model, x)
         return self._as_it_is(x, shown, plan)
 
     def refresh(self) -> None:
@@ -72,7 +73,7 @@ class Folded:
         try:
             with self.layers.at_work():
                 logits = self.model(x)
-                return logits.whole() if isinstance(logits, Shifted) else logits
+                return logits.whole() if type(logits) is Shifted else logits
         except Exception:
             return None
 

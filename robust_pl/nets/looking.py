@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter, OrderedDict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from copy import copy
 from dataclasses import dataclass, field
@@ -75,7 +75,7 @@ def _seen(model: nn.Module, x: Tensor) -> Plan:
     last = x.contiguous(memory_format=torch.channels_last)
     found = _tried(model, last)
     # What cuts images up by view() refuses that format, and a kernel that takes no notice of it returns something else.
-    plan = Plan(channels_last=found is not None and (plain is None or _alike(found, plain)))
+    plan = Plan(channels_last=found is not None and (plain is None or alike(found, plain)))
     expected, x = (found, last) if plan.channels_last else (plain, x.contiguous())
     if expected is None:
         return plan
@@ -90,7 +90,7 @@ def _seen(model: nn.Module, x: Tensor) -> Plan:
         return plan
     if pairs:
         found = _tried(model, x, pairs)
-        if found is not None and _alike(found, expected):
+        if found is not None and alike(found, expected):
             plan.pairs = [(ref(conv), ref(norm), tuple(map(ref, on_the_way))) for conv, norm, on_the_way in pairs]
     return plan
 
@@ -104,17 +104,28 @@ def _tried(model: nn.Module, x: Tensor, pairs: list[Any] | None = None) -> tuple
         x = x.detach().requires_grad_()
         with torch.enable_grad(), _streams_kept(x), FoldedLayers(folded).at_work():
             logits = copied(x)
-        found = [logits.detach()]
-        if logits.requires_grad:
-            along = torch.linspace(-1, 1, logits.numel(), device=x.device).view_as(logits).cos()
-            (gradient,) = torch.autograd.grad((logits.float() * along).sum(), x, allow_unused=True)
-            found += [] if gradient is None else [gradient]
-        return tuple(found)
+        return _with_gradient(logits, x)
     except Exception:
         return None
 
 
-def _alike(found: tuple[Tensor, ...], expected: tuple[Tensor, ...]) -> bool:
+def logits_and_gradient(model: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor, ...]:
+    """Logits (B, K), and the gradient (B, C, H, W) of something of them where there is one."""
+    x = x.detach().requires_grad_()
+    with torch.enable_grad():
+        return _with_gradient(model(x), x)
+
+
+def _with_gradient(logits: Tensor, x: Tensor) -> tuple[Tensor, ...]:
+    if not logits.requires_grad:
+        return (logits.detach(),)
+    along = torch.linspace(-1, 1, logits.numel(), device=x.device).view_as(logits).cos()
+    (gradient,) = torch.autograd.grad((logits.float() * along).sum(), x, allow_unused=True)
+    return (logits.detach(),) if gradient is None else (logits.detach(), gradient)
+
+
+def alike(found: tuple[Tensor, ...], expected: tuple[Tensor, ...]) -> bool:
+    """Whether logits and gradients are the same but for rounding."""
     if len(found) != len(expected) or any(a.shape != b.shape for a, b in zip(found, expected, strict=True)):
         return False
     half = any(tensor.dtype in (torch.float16, torch.bfloat16) for tensor in expected)
