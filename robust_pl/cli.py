@@ -17,7 +17,7 @@ from .cli_help import COMMANDS, RUNS, configs_in, mistake, show_help
 # Where a run was trained says nothing about where its checkpoint is tested.
 _HARDWARE = ("accelerator", "devices", "num_nodes", "strategy", "plugins", "default_root_dir")
 
-_GONE = re.compile("connection (was likely )?(closed|reset)( by peer)?", re.IGNORECASE)  # as gloo and the store say it
+_GONE = re.compile(r"gloo/transport\S*\] .*(closed|reset) by peer|Connection was likely closed")  # as gloo and the store say it
 
 
 def main(args: Sequence[str] | None = None) -> None:
@@ -51,8 +51,7 @@ def main(args: Sequence[str] | None = None) -> None:
         sys.exit(_complain(one_line(_sentence(error), arguments) + _place_in_users_code(error)))
     except RuntimeError as error:
         # Of several processes one has ended and said why; the others notice in whatever they wait for, and would bury it.
-        several = os.environ.get("WORLD_SIZE", "1") != "1"
-        if os.environ.get("ROBUST_PL_TRACEBACK") or not (several and _GONE.search(str(error))):
+        if os.environ.get("ROBUST_PL_TRACEBACK") or not _GONE.search(str(error)):
             raise
         print("robust-pl: error: another process of this run has ended: see what it said", file=sys.stderr)
         sys.exit(1)
