@@ -170,7 +170,7 @@ def main() -> None:
     parser.add_argument("--photographs", type=int, default=256, help="0 leaves them out")
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--out", type=Path, help="JSON file for all figures")
+    parser.add_argument("--json", "--out", dest="out", metavar="FILE", type=Path, help="JSON file for all figures")
     given = parser.parse_args()
     device = torch.device(given.device)
     images, what = small_set(given.images)
