@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from collections.abc import Callable
+from functools import partial
+from typing import Any, Literal, get_args
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -10,6 +12,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.utils.hooks import RemovableHandle
 
+from ..functional.gradients import compiled_parts
 from ..nets.folding import look_at
 from ..nets.graphed import GraphedTraining
 from .attacks.base import Attack
@@ -63,6 +66,8 @@ class Speed(Callback):
         self.tf32, self.resident_data = tf32, resident_data
         self._layout: RemovableHandle | None = None
         self._graphed: GraphedTraining | None = None
+        self._compiled = False
+        self._before: list[Callable[[], None]] = []
 
     @staticmethod
     def ensure(trainer: Trainer) -> Speed:
@@ -75,17 +80,23 @@ class Speed(Callback):
         return found
 
     def apply(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Set what attacks, data and torch read."""
+        """Set what attacks, data and torch read; :meth:`teardown` sets it back."""
         attacks = [callback for callback in trainer.callbacks if isinstance(callback, Attack)]
         for attack in [*attacks, getattr(pl_module, "attack", None)]:
             if isinstance(attack, Attack):
-                attack.fold_batchnorm &= self.fold_batchnorm  # AutoAttack has switches of its own
-                attack.channels_last &= self.channels_last
-                attack.cuda_graphs = self.cuda_graphs
+                # AutoAttack has switches of its own.
+                self._set(attack, "fold_batchnorm", attack.fold_batchnorm and self.fold_batchnorm)
+                self._set(attack, "channels_last", attack.channels_last and self.channels_last)
+                self._set(attack, "cuda_graphs", self.cuda_graphs)
         if hasattr(trainer.datamodule, "resident"):
-            trainer.datamodule.resident = None if self.resident_data else False
+            self._set(trainer.datamodule, "resident", None if self.resident_data else False)
         if self.tf32 is not None:
-            torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = self.tf32
+            for backend in (torch.backends.cuda.matmul, torch.backends.cudnn):
+                self._set(backend, "allow_tf32", self.tf32)
+
+    def _set(self, thing: Any, name: str, value: object) -> None:
+        self._before.append(partial(setattr, thing, name, getattr(thing, name)))
+        setattr(thing, name, value)
 
     # Lightning's hooks -----------------------------------------------------------------------------------------------
 
@@ -94,6 +105,7 @@ class Speed(Callback):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.compile is not None:
+            self._compiled = True
             network_of(pl_module).compile(mode=self.compile, backend=self.backend, dynamic=False)
         if self.fused_optimizer:
             for optimizer in trainer.optimizers:
@@ -106,7 +118,7 @@ class Speed(Callback):
             self._layout = net.register_forward_pre_hook(_lay_out)
         if self._graphed is not None:
             self._graphed.next_step()
-        elif self.cuda_graphs and self.compile is None and trainer.world_size == 1 and pl_module.device.type == "cuda":
+        elif self.cuda_graphs and trainer.world_size == 1 and pl_module.device.type == "cuda" and not compiled_parts(net):
             self._graphed = GraphedTraining(net, self._layout is not None)
             net._compiled_call_impl = self._graphed
 
@@ -126,8 +138,11 @@ class Speed(Callback):
         if self._layout is not None:
             self._layout.remove()
             self._layout = None
-        if self.compile is not None or self._graphed is not None:
+        if self._compiled or self._graphed is not None:
             network_of(pl_module)._compiled_call_impl = self._graphed = None
+            self._compiled = False
+        while self._before:
+            self._before.pop()()
 
 
 def network_of(pl_module: LightningModule) -> nn.Module:

@@ -9,6 +9,7 @@ import random
 import threading
 import weakref
 from collections.abc import Callable, Iterator
+from types import MethodType
 from typing import Any
 
 import pytest
@@ -230,6 +231,16 @@ def test_the_look_leaves_nothing_behind(x: Tensor) -> None:
     assert random.getstate() == state and torch.equal(net.generator.get_state(), twin.generator.get_state())
     assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
     assert all(module.training for module in net.modules())
+
+
+def test_a_forward_that_somebody_bound_is_that_of_the_copy(x: Tensor) -> None:
+    net, asked = lively(Net(straight)), []
+    net.conv.register_forward_hook(lambda *_: asked.append(1))
+    own = type(net).forward
+    net.forward = MethodType(lambda self, x: 2 * own(self, x), net)
+    look_at(net, x)
+    assert not asked
+    agree(net, x)
 
 
 @pytest.mark.parametrize("later", [False, True])

@@ -38,6 +38,17 @@ def test_resumed_at_the_end_of_an_epoch(robust_pl: Callable[..., None], tiny: Pa
     assert_same_weights(Path("runs/whole", LAST), Path("runs/stopped", LAST))
 
 
+def test_resumed_where_the_last_epochs_were_not_saved_but_the_end(robust_pl: Callable[..., None], tiny: Path) -> None:
+    short = ("--trainer.limit_train_batches", 3, "--trainer.limit_val_batches", 1, "--run.save_every_n_epochs", 5)
+    schedule = ("--model.init_args.schedule", "MultiStep", "--model.init_args.schedule.init_args.milestones", "[1, 2]")
+    common = ("fit", "-c", tiny, *short, *schedule)
+    robust_pl(*common, "--run.name", "whole", "--trainer.max_epochs", 3)
+    robust_pl(*common, "--run.name", "stopped", "--trainer.max_epochs", 2)
+    assert torch.load(f"runs/stopped/{LAST}", weights_only=True)["global_step"] == 6
+    robust_pl(*common, "--ckpt_path", f"runs/stopped/{LAST}", "--trainer.max_epochs", 3)
+    assert_same_weights(Path("runs/whole", LAST), Path("runs/stopped", LAST))
+
+
 def test_resumed_in_the_middle_of_an_epoch_with_dropout(robust_pl: Callable[..., None], tiny: Path) -> None:
     Path("droppednet.py").write_text(
         "from torch import nn\n"

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from lightning.pytorch import Trainer
+from lightning.pytorch import Callback, Trainer
 from torch import nn
 from torch.optim import SGD, Adam
 from torch.utils.data import DataLoader, TensorDataset
@@ -84,6 +84,36 @@ def test_the_switches_reach_attacks_and_data():
     for attack in (module.attack, trainer.callbacks[0]):
         assert (attack.fold_batchnorm, attack.channels_last, attack.cuda_graphs) == (False, False, True)
     assert trainer.datamodule.resident is False
+    speed.apply(trainer, module)
+    speed.teardown(trainer, module, "fit")
+    for attack in (module.attack, trainer.callbacks[0]):
+        assert (attack.fold_batchnorm, attack.channels_last, attack.cuda_graphs) == (True, True, False)
+    assert trainer.datamodule.resident is None
+
+
+class Breaks(Callback):
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        raise RuntimeError("no more")
+
+
+@pytest.mark.parametrize("breaks", [False, True])
+def test_all_is_as_it_was_after_a_run(batches, breaks):
+    speed = Speed(tf32=not torch.backends.cuda.matmul.allow_tf32, fold_batchnorm=False)
+    before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    module = PGDAT(nets.ResNet20(), PGD(0.1, steps=1))
+    compiled = module.net.layer1._compiled_call_impl = lambda *given: module.net.layer1._call_impl(*given)
+    trainer = Trainer(
+        accelerator="cpu", max_steps=1, logger=False, enable_checkpointing=False, enable_progress_bar=False,
+        enable_model_summary=False, callbacks=[speed, Breaks()] if breaks else [speed],
+    )  # fmt: skip
+    try:
+        trainer.fit(module, batches)
+        assert not breaks
+    except RuntimeError as error:
+        assert breaks and str(error) == "no more"
+    assert (torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32) == before
+    assert module.attack.fold_batchnorm and module.net.layer1._compiled_call_impl is compiled
+    assert not module.net._forward_pre_hooks and module.net._compiled_call_impl is None
 
 
 def test_it_is_there_by_itself(batches):

@@ -30,7 +30,7 @@ VERSIONS: dict[str, tuple[str, ...]] = {
 }
 PARTS = ("apgd-ce", "apgd-dlr", "apgd-t", "fab", "fab-t", "square")
 CLEAN = "clean"
-_SHOWN = 8  # images on which a faster copy of the network must agree
+_SHOWN = 8  # images that tell whether a network is unusual
 
 
 class AutoAttack(Attack):

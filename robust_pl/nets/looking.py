@@ -9,6 +9,7 @@ from contextlib import ExitStack, contextmanager
 from copy import copy
 from dataclasses import dataclass, field
 from functools import partial
+from types import MethodType
 from typing import Any
 from weakref import WeakKeyDictionary, ref
 
@@ -24,7 +25,7 @@ from .folded_layers import HOOKS, FoldedLayers, Layers, is_special
 
 _WRAPPERS = (FSDPModule, nn.DataParallel, nn.parallel.DistributedDataParallel)  # a copy of one does not run, or not alone
 _CONTAINERS = (list, dict, set, OrderedDict, Counter)
-_ALIKE, _ALIKE_IN_HALF = 0.05, 0.5  # relative; what is wrong, and not rounded, is of the order of 1
+_ALIKE, _ALIKE_IN_HALF = 0.1, 0.5  # relative; what is wrong, and not rounded, is of the order of 1
 
 
 @dataclass
@@ -46,7 +47,7 @@ _PLANS: WeakKeyDictionary[nn.Module, dict[tuple[int, ...], Plan]] = WeakKeyDicti
 def look_at(model: nn.Module, x: Tensor) -> Plan:
     """What can be done about a network: known already, or seen on two images of ``x`` (B, C, H, W).
 
-    Costs three forward and two backward passes of them, through a shallow copy without hooks, so that nobody counts them: it
+    Costs four forward and three backward passes of them, through a shallow copy without hooks, so that nobody counts them: it
     looks who reads what convolutions return, and then folds and compares logits and gradients with those of the network as
     it is. What agrees not even roughly is not done. Buffers, modes and random streams are put back.
     """
@@ -56,7 +57,8 @@ def look_at(model: nn.Module, x: Tensor) -> Plan:
         modules = list(model.modules())
         if not len(x) or any(is_lazy(tensor) for tensors in (model.parameters(), model.buffers()) for tensor in tensors):
             return Plan()  # nothing to see yet
-        usual = x.dim() == 4 and not any(isinstance(module, _WRAPPERS) for module in modules)
+        wrapped = any(isinstance(module, _WRAPPERS) or hasattr(module, "_orig_mod") for module in modules)
+        usual = x.dim() == 4 and not wrapped
         plan = Plan()
         if usual and any(isinstance(module, nn.Conv2d) for module in modules):
             with _aside(model, x):
@@ -199,8 +201,7 @@ def _shallow_copy(module: nn.Module, copies: dict[nn.Module, nn.Module]) -> nn.M
     if module not in copies:
         copied = copies[module] = module.__new__(type(module))
         bare = {hooks: OrderedDict() for hooks in HOOKS} | {"_compiled_call_impl": None, "training": False}
-        own = {name: copy(value) if type(value) in _CONTAINERS else value for name, value in vars(module).items()}
-        copied.__dict__ = own | bare
+        copied.__dict__ = {name: _of_copy(value, module, copied) for name, value in vars(module).items()} | bare
         children = module._modules.items()
         copied.__dict__["_modules"] = {
             name: None if child is None else _shallow_copy(child, copies) for name, child in children
@@ -208,9 +209,15 @@ def _shallow_copy(module: nn.Module, copies: dict[nn.Module, nn.Module]) -> nn.M
     return copies[module]
 
 
+def _of_copy(value: Any, module: nn.Module, copied: nn.Module) -> Any:
+    if isinstance(value, MethodType) and value.__self__ is module:
+        return MethodType(value.__func__, copied)
+    return copy(value) if type(value) in _CONTAINERS else value
+
+
 @contextmanager
 def _aside(model: nn.Module, x: Tensor) -> Iterator[None]:
-    """Modes and buffers are put back: what a module keeps of itself, such as a bound method, runs itself, and not its copy."""
+    """Modes and buffers are put back: a module that keeps itself in a closure, say, runs itself, and not its copy."""
     modes = [(module, module.training) for module in model.modules()]
     buffers = [(buffer, buffer._version, buffer.clone()) for buffer in model.buffers() if not buffer.is_inference()]
     generators = [(g, g.get_state()) for m in model.modules() for g in vars(m).values() if isinstance(g, torch.Generator)]
