@@ -172,6 +172,9 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--json", "--out", dest="out", metavar="FILE", type=Path, help="JSON file for all figures")
     given = parser.parse_args()
+    for name, least in (("rounds", 1), ("batch", 1), ("images", given.batch), ("photographs", 0), ("workers", 0)):
+        if getattr(given, name) < least:
+            parser.error(f"--{name} must be at least {least}, not {getattr(given, name)}")
     device = torch.device(given.device)
     images, what = small_set(given.images)
     measured, work = {}, None

@@ -184,6 +184,9 @@ def test_a_resumed_run_is_an_uninterrupted_one(shards, tmp_path, workers):
     for name in ("batch2", "batch5", "validation5", "batch8"):
         path, batches = saver.saved[name]
         assert fit(ckpt=path).seen == full.seen[batches:], name
+    said = r"samples a step, shards, mixed\) = \(0, 54, 10, \d+, 3\) and cannot resume with \(0, 54, 10, \d+, 2\): use the same"
+    with pytest.raises(ValueError, match=said):
+        fit_module(tmp_path, make(shards, num_workers=0, batch_size=10, mixed=2), max_epochs=2, ckpt=saver.saved["batch2"][0])
 
 
 # Fetching ------------------------------------------------------------------------------------------------------------

@@ -167,6 +167,8 @@ class MixedOrder(TrainOrder):
                 f"in {world_size} process(es): lower batch_size"
             )
 
+    planned_by = (*TrainOrder.planned_by, "generated ones of a process' batch", "generated samples")
+
     @property
     def plan(self) -> list[int]:
         return [*super().plan, self.generated, self.count]

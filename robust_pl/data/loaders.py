@@ -61,6 +61,9 @@ class TrainOrder:
                 f" in {world_size} process(es): lower batch_size"
             )
 
+    planned_by: tuple[str, ...] = ("seed", "training samples", "samples a step")
+    """What the numbers of :attr:`plan` are."""
+
     @property
     def plan(self) -> list[int]:
         """What an order must have in common with another one to go on where that stopped."""
@@ -143,8 +146,8 @@ class TrainLoader:
             return 0
         if state["plan"] != self.sampler.plan:
             raise ValueError(
-                "a checkpoint from the middle of an epoch was saved with (seed, training samples, samples a step) ="
-                f" {tuple(state['plan'])} and cannot resume with {tuple(self.sampler.plan)}: use the same batch_size,"
+                f"a checkpoint from the middle of an epoch was saved with ({', '.join(self.sampler.planned_by)}) ="
+                f" {tuple(state['plan'])} and cannot resume with {tuple(self.sampler.plan)}: use the same data, batch_size,"
                 " processes, val_size and seed, or a checkpoint from an epoch's end"
             )
         if state.get("samples", self.sampler.samples) != self.sampler.samples:  # older checkpoints do not say

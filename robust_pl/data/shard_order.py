@@ -45,6 +45,8 @@ class ShardOrder(TrainOrder):
         super().__init__(index, batch_size, seed, rank, world_size, drop_last, fixed)
         self.shard, self.shards, self.mixed = torch.bucketize(index, first, right=True) - 1, len(first), mixed
 
+    planned_by = (*TrainOrder.planned_by, "shards", "mixed")
+
     @property
     def plan(self) -> list[int]:
         return [*super().plan, self.shards, self.mixed]
