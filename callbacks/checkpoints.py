@@ -62,9 +62,15 @@ class LastCheckpoint(ModelCheckpoint):
         folder: where it is kept.
         every_n_train_steps: None writes it at the end of epochs, and of the training.
         every_n_epochs: of which epochs.
+
+    Raises:
+        ValueError: if either is below 1.
     """
 
     def __init__(self, folder: Path, every_n_train_steps: int | None = None, every_n_epochs: int = 1) -> None:
+        for field, value in (("save_every_n_steps", every_n_train_steps), ("save_every_n_epochs", every_n_epochs)):
+            if value is not None and value < 1:
+                raise ValueError(f"run.{field}={value} must be at least 1")
         super().__init__(
             folder,
             "last",

@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from robust_pl.callbacks.checkpoints import LastCheckpoint
+
 LAST = "checkpoints/last.ckpt"
 
 
@@ -47,6 +49,12 @@ def test_resumed_where_the_last_epochs_were_not_saved_but_the_end(robust_pl: Cal
     assert torch.load(f"runs/stopped/{LAST}", weights_only=True)["global_step"] == 6
     robust_pl(*common, "--ckpt_path", f"runs/stopped/{LAST}", "--trainer.max_epochs", 3)
     assert_same_weights(Path("runs/whole", LAST), Path("runs/stopped", LAST))
+
+
+@pytest.mark.parametrize(("field", "given"), [("save_every_n_steps", (0, 1)), ("save_every_n_epochs", (None, 0))])
+def test_never_is_not_how_often_a_checkpoint_is_saved(tmp_path: Path, field: str, given: tuple[int | None, int]) -> None:
+    with pytest.raises(ValueError, match=f"run.{field}=0 must be at least 1"):
+        LastCheckpoint(tmp_path, *given)
 
 
 def test_resumed_in_the_middle_of_an_epoch_with_dropout(robust_pl: Callable[..., None], tiny: Path) -> None:
