@@ -18,63 +18,33 @@ from __future__ import annotations
 import argparse
 import csv
 import json
-import logging
 import os
 import socket
 import subprocess
 import sys
 import tempfile
 import time
-import warnings
-from collections.abc import Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import torch
-from lightning.pytorch import Callback, Trainer, seed_everything
+from lightning.pytorch import seed_everything
 from rich.console import Console
 from rich.table import Table
-from torch import Tensor
 from torch.optim import SGD
 
 from robust_pl import nets
-from robust_pl.callbacks import PGD, RobustEvaluation
-from robust_pl.data import DigitsDataModule
-from robust_pl.methods import PGDAT
 
+from .scale_worker import DONE, WEIGHTS, Digits32, Setting
 from .timing import Rounds, machine, print_machine
 
 LIMIT = 0.9
 SIDES = {"1 x 2": (1, 2), "1 x 1": (1, 1), "2 x 1": (2, 1), "4 x 1": (4, 1)}
 """Processes and threads of each."""
 ONE, TWO = "1 x 2", "2 x 1"
-WEIGHTS = "weights.pt"
 STEP, HALF, TEST, REDUCE = "training step", "half a batch", "evaluation", "all-reduce"
-_DONE = "@done "
-
-
-@dataclass(frozen=True)
-class Setting:
-    """What all sides share.
-
-    Args:
-        net: name of a network.
-        batch: images a training step, of all processes together.
-        chunk: images an evaluation chunk.
-        images: to evaluate.
-        steps: of the attack.
-        rounds: beside the warm-up.
-    """
-
-    net: str
-    batch: int
-    chunk: int
-    images: int
-    steps: int
-    rounds: int
 
 
 class Group:
@@ -91,7 +61,7 @@ class Group:
     def __init__(self, processes: int, threads: int, setting: Setting, folder: Path, port: int) -> None:
         world = {"WORLD_SIZE": str(processes), "LOCAL_WORLD_SIZE": str(processes), "MASTER_ADDR": "127.0.0.1"}
         world |= {"MASTER_PORT": str(port), "OMP_NUM_THREADS": str(threads), "TORCHELASTIC_RUN_ID": str(port)}
-        command = [sys.executable, "-m", "benchmarks.scale", "--worker", json.dumps([vars(setting), threads, str(folder)])]
+        command = [sys.executable, "-m", "benchmarks.scale_worker", json.dumps([vars(setting), threads, str(folder)])]
         self.processes = [
             subprocess.Popen(
                 command,
@@ -117,8 +87,8 @@ class Group:
         """The next word of a process."""
         assert process.stdout is not None
         for line in process.stdout:
-            if line.startswith(_DONE):
-                return json.loads(line.removeprefix(_DONE))
+            if line.startswith(DONE):
+                return json.loads(line.removeprefix(DONE))
         raise RuntimeError(f"a process of the benchmark ended with {process.wait()}: its errors are above")
 
     def end(self) -> None:
@@ -126,99 +96,6 @@ class Group:
         for process in self.processes:
             process.kill()
             process.wait()
-
-
-# In a process of a side -----------------------------------------------------------------------------------------------
-
-
-def work(setting: Setting, threads: int, folder: Path) -> None:
-    """Train, evaluate and reduce, each time when it is told."""
-    torch.set_num_threads(threads)
-    for name in ("lightning.pytorch", "lightning.fabric"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore")
-    world = int(os.environ["WORLD_SIZE"])
-    seed_everything(0, verbose=False)
-    net = getattr(nets, setting.net)(in_channels=1)
-    begun = torch.load(folder.parent / WEIGHTS, weights_only=True)
-    net.load_state_dict(begun)
-    method = PGDAT(net, PGD(8 / 255, 2 / 255, setting.steps), optimizer=lambda params: SGD(params, 0.01, momentum=0.9))
-    quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False}
-    world_of = {"accelerator": "cpu", "devices": world, "strategy": "ddp" if world > 1 else "auto"}
-    share = setting.batch // world
-    y = torch.arange(share) % 10
-    x = torch.rand(share, 1, 32, 32, generator=torch.Generator().manual_seed(int(os.environ["RANK"])))
-    trainer = Trainer(max_epochs=1, callbacks=[Answer()], use_distributed_sampler=False, **quiet, **world_of)
-    answer({"parameters": sum(p.numel() for p in net.parameters())})
-    trainer.fit(method, OnDemand([(x, y), (x[::2], y[::2])], setting.rounds + 1))
-    net.load_state_dict(begun)  # training rounds differently on each side
-    for turn in range(setting.rounds + 1):
-        listen()
-        attack = PGD(8 / 255, 2 / 255, setting.steps, random_start=True)
-        evaluation = RobustEvaluation(output_dir=str(folder / str(turn)))
-        trainer = Trainer(callbacks=[attack, evaluation], **quiet, **world_of)
-        with open(os.devnull, "w") as nowhere:
-            sys.stdout, out = nowhere, sys.stdout
-            trainer.test(method, Digits32(setting.images, setting.chunk), verbose=False)
-            sys.stdout = out
-        answer({})
-    size = sum(p.numel() for p in net.parameters())
-    for _ in range(setting.rounds + 1):
-        listen()
-        if world > 1:
-            torch.distributed.all_reduce(torch.ones(size))
-        answer({})
-
-
-def listen() -> None:
-    """Wait for a turn."""
-    if not sys.stdin.readline():
-        sys.exit()
-
-
-def answer(what: dict[str, Any]) -> None:
-    """Say that it is over."""
-    print(_DONE + json.dumps(what), flush=True)
-
-
-class Answer(Callback):
-    """Ends each training step with a word."""
-
-    def on_train_batch_end(self, *_: Any) -> None:
-        answer({})
-
-
-class OnDemand:
-    """Each batch so many times, each time when it is this side's turn."""
-
-    def __init__(self, batches: list[tuple[Tensor, Tensor]], count: int) -> None:
-        self.batches, self.count = batches, count
-
-    def __len__(self) -> int:
-        return self.count * len(self.batches)
-
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        for batch in self.batches:
-            for _ in range(self.count):
-                listen()
-                yield batch
-
-
-class Digits32(DigitsDataModule):
-    """Digits of 32 x 32 pixels, as many as CIFAR's, so that a network for these has its usual work."""
-
-    def __init__(self, images: int, chunk: int) -> None:
-        super().__init__(eval_batch_size=chunk)
-        self.images = images
-
-    def load_test(self) -> Any:
-        found = super().load_test()
-        found.images = found.images[: self.images].repeat_interleave(4, -1).repeat_interleave(4, -2)
-        found.labels = found.labels[: self.images]
-        return found
-
-
-# In the process that asks ---------------------------------------------------------------------------------------------
 
 
 def measure(setting: Setting, folder: Path) -> dict[str, Any]:
@@ -320,7 +197,6 @@ def show(found: dict[str, Any]) -> None:
 def main(arguments: list[str] | None = None) -> int:
     """Measure and print; 1 if the requirement is missed."""
     parser = argparse.ArgumentParser(prog="benchmarks.scale", description=__doc__.splitlines()[0])
-    parser.add_argument("--worker", help=argparse.SUPPRESS)
     parser.add_argument("--net", default="ResNet18")
     parser.add_argument("--batch", type=int, default=64, help="images a step, of all processes; a multiple of 8")
     parser.add_argument("--chunk", type=int, default=8, help="images an evaluation chunk")
@@ -329,11 +205,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--json", type=Path)
     options = vars(parser.parse_args(arguments))
-    worker, path = options.pop("worker"), options.pop("json")
-    if worker is not None:
-        setting, threads, folder = json.loads(worker)
-        work(Setting(**setting), threads, Path(folder))
-        return 0
+    path = options.pop("json")
     if options["batch"] % 8:
         parser.error(f"--batch {options['batch']} must be a multiple of 8: four processes share it, and half of it")
     with tempfile.TemporaryDirectory() as folder:
