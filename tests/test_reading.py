@@ -129,6 +129,25 @@ def test_workers_end_with_the_run(tmp_path):
     assert len(labels) == 36 and os.getpid() not in labels  # others, for whoever reads on
 
 
+class Failing(Sums):
+    def training_step(self, batch, batch_idx):
+        raise ZeroDivisionError("nothing to do with data")
+
+
+def test_workers_end_with_a_run_that_fails(tmp_path):
+    data = Own(batch_size=4, num_workers=1, val_size=4)
+    data.load_train = Process
+    trainer = Trainer(
+        default_root_dir=tmp_path, accelerator="cpu", logger=False, enable_checkpointing=False, max_epochs=1,
+        enable_progress_bar=False, enable_model_summary=False,
+    )  # fmt: skip
+    before = {child.pid for child in multiprocessing.active_children()}
+    with pytest.raises(ZeroDivisionError, match="nothing to do with data"):
+        trainer.fit(Failing(), data)
+    assert data._train_loader.reader.num_workers == 1
+    assert {child.pid for child in multiprocessing.active_children()} <= before
+
+
 class Grey(Images):
     """8-bit samples, as of files."""
 

@@ -173,6 +173,10 @@ class ImageDataModule(LightningDataModule, ABC):
         for reader in self._readers:
             reader.close()
 
+    def on_exception(self, exception: BaseException) -> None:
+        """Likewise: Lightning calls no ``teardown`` of what an error or Ctrl-C ends, and a notebook lives on."""
+        self.teardown("")
+
     def train_dataloader(self) -> TrainLoader:
         trainer = self.trainer
         order = self.train_order(*self._rank_and_world_size(), fixed=trainer is not None and trainer.overfit_batches > 0)
