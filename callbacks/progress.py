@@ -91,6 +91,19 @@ class ProgressBar(RichProgressBar):
         super().on_predict_batch_end(trainer, *args, **kwargs)
         self._show_dealt(trainer, self.predict_progress_bar_id)
 
+    # The last chunks may be others', so that no batch of this process tells that they are taken, too.
+    def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        super().on_test_epoch_end(trainer, pl_module)
+        self._show_dealt(trainer, self.test_progress_bar_id)
+
+    def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        super().on_validation_epoch_end(trainer, pl_module)
+        self._show_dealt(trainer, self.val_progress_bar_id)
+
+    def on_predict_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        super().on_predict_epoch_end(trainer, pl_module)
+        self._show_dealt(trainer, self.predict_progress_bar_id)
+
     def _show_dealt(self, trainer: Trainer, bar: TaskID | None) -> None:
         """Where processes take batches as they are free, what all of them have taken says how far the evaluation is."""
         dealt = getattr(trainer.datamodule, "dealt", 0)

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributed import HashStore, distributed_c10d
 
+from robust_pl.callbacks import ProgressBar
 from robust_pl.callbacks.attacks.prepare import prepared
 from robust_pl.data import DigitsDataModule
 from robust_pl.data.dealer import Dealer
@@ -72,6 +73,19 @@ def test_a_process_that_is_slow_gets_fewer(store: HashStore) -> None:
     fast, slow = (dealer.deal(10, rank, 2) for rank, dealer in enumerate(dealers(2)))
     assert next(slow) == 1
     assert list(fast) == [0, 2, 3, 4, 5, 6, 7, 8, 9] and list(slow) == []
+
+
+def test_where_none_is_left_all_are_taken_and_the_bar_says_so(store: HashStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    mine, other = dealers(2)
+    hands = mine.deal(3, 0, 2)
+    assert next(hands) == 0 and list(other.deal(3, 1, 2)) == [1, 2]
+    data, shown, bar = DigitsDataModule(), [], ProgressBar()
+    data.deal(mine)
+    assert data.dealt == 1 and list(hands) == [] and data.dealt == 3  # what is left was the other's
+    monkeypatch.setattr(bar, "_update", lambda bar_id, count: shown.append((bar_id, count)))
+    bar.test_progress_bar_id = 7
+    bar.on_test_epoch_end(SimpleNamespace(datamodule=data, sanity_checking=False), None)
+    assert shown == [(7, 3)]
 
 
 def test_shares_are_fixed_where_nobody_began(monkeypatch: pytest.MonkeyPatch) -> None:

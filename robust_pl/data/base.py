@@ -240,7 +240,7 @@ class ImageDataModule(LightningDataModule, ABC):
 
     @property
     def dealt(self) -> int:
-        """Chunks of an evaluation that a dealer has handed out before this process's last one, and that; 0 without a dealer."""
+        """Chunks of an evaluation that are handed out, as far as this process knows; 0 without a dealer."""
         return 0 if self._dealer is None else self._dealer.place + 1
 
     def deal(self, dealer: Dealer) -> None:

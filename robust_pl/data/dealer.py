@@ -12,14 +12,15 @@ class Dealer:
 
     How long an attack takes depends on how many samples of a chunk still stand, which nobody knows before. So process r of W
     begins with chunk r, as ever, and then takes the next one that nobody has: all are busy until there is none left, and wait
-    for each other no longer than one chunk takes. Which process takes a chunk changes no result. The processes share one
-    counter in the key-value store that ``torch.distributed`` was started with: one small request a chunk, and nothing that
-    waits for another process.
+    for each other no longer than one chunk takes, or two where workers read one ahead. Which process takes a chunk changes no
+    result. The processes share one counter in the key-value store that ``torch.distributed`` was started with: one small
+    request a chunk, and nothing that waits for another process.
     """
 
     def __init__(self) -> None:
         self.place = -1
-        """Position of the chunk that this process was handed last; chunks before it are done or at work."""
+        """Position of the chunk that this process was handed last, or, where none is left, of the last one of all; chunks
+        before it are done or at work."""
         self._round: str | None = None
 
     def begin(self, name: str) -> None:
@@ -41,3 +42,4 @@ class Dealer:
             self.place = place
             yield place
             place = world_size - 1 + distributed_c10d._get_default_store().add(key, 1)
+        self.place = chunks - 1
