@@ -382,21 +382,29 @@ def test_written_and_trained_on_as_a_user_does(folders, tmp_path):
     pytest.importorskip("webdataset")
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
 
-    def run(*arguments: str) -> str:
+    def run(*arguments: str, ends_with: int = 0) -> str:
         done = subprocess.run(
             [sys.executable, "-m", *arguments], capture_output=True, text=True, timeout=120, cwd=tmp_path, env=environment
         )
-        assert done.returncode == 0, done.stderr
-        return done.stdout
+        assert done.returncode == ends_with, done.stderr
+        return done.stderr if ends_with else done.stdout
 
-    assert "60 samples" in run("robust_pl.data.write_shards", str(folders), "shards")
+    assert "60 samples" in run("robust_pl.data.write_shards", str(folders), "my shards")
     (tmp_path / "run.yaml").write_text(
         """
 model: {class_path: StandardTraining, init_args: {net: {class_path: SmallCNN, init_args: {width: 4, in_channels: 3}}}}
 data:
   class_path: ShardedImagesDataModule
-  init_args: {data_dir: shards, batch_size: 10, image_size: 8, resize: 10}
+  init_args: {data_dir: my shards, batch_size: 10, image_size: 8, resize: 10}
 trainer: {max_epochs: 1, accelerator: cpu, logger: false, enable_progress_bar: false, enable_model_summary: false}
 """
     )
     run("robust_pl", "fit", "-c", "run.yaml")
+    with (tmp_path / "my shards/train-000000.tar").open("r+b") as file:
+        file.write(bytes(20_000))  # a dozen samples, of the same length
+    said = run("robust_pl", "fit", "-c", "run.yaml", "--data.init_args.num_workers", "2", ends_with=2)
+    (sentence,) = [line for line in said.splitlines() if "error: " in line]
+    assert "my shards/train-000000.tar cannot be read as an image (its" in sentence and "Traceback" not in said
+    os.truncate(tmp_path / "my shards/train-000000.tar", 512)
+    said = run("robust_pl", "fit", "-c", "run.yaml", ends_with=2)
+    assert "my shards/train-000000.tar has 512 bytes, not" in said and "Traceback" not in said
