@@ -147,8 +147,8 @@ class TrainLoader:
         if state["plan"] != self.sampler.plan:
             raise ValueError(
                 f"a checkpoint from the middle of an epoch was saved with ({', '.join(self.sampler.planned_by)}) ="
-                f" {tuple(state['plan'])} and cannot resume with {tuple(self.sampler.plan)}: use the same data, batch_size,"
-                " processes, val_size and seed, or a checkpoint from an epoch's end"
+                f" {tuple(state['plan'])} and cannot resume with {tuple(self.sampler.plan)}: use the same batch_size,"
+                " processes, val_size, seed and settings of the data, or a checkpoint from an epoch's end"
             )
         if state.get("samples", self.sampler.samples) != self.sampler.samples:  # older checkpoints do not say
             raise ValueError(
