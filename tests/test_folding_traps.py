@@ -195,7 +195,7 @@ TRAPS += [weights_of_the_moment, augments, asks_in_its_pass, each_alone, strides
 FOLDED = [straight, named, reads_weight, noisy]
 
 
-@pytest.mark.parametrize("known", [1, 4], ids=["seen-on-one", "seen-on-all"])
+@pytest.mark.parametrize("known", [2, 4], ids=["seen-on-two", "seen-on-all"])
 @pytest.mark.parametrize("way", TRAPS, ids=lambda way: way.__name__)
 def test_the_same_logits_and_gradients(way: Callable[..., Tensor], known: int, x: Tensor) -> None:
     net = lively(Net(way))
@@ -402,3 +402,43 @@ def test_no_images(x: Tensor) -> None:
     net = lively(Net(straight))
     assert Folded(net)(x[:0]).shape == (0, 3)
     assert folds(net, x) == 1
+
+
+def test_in_inference_mode(x: Tensor) -> None:
+    net = lively(Net(straight))
+    with torch.inference_mode():
+        image = x + 0
+        assert folds(net, image) == 1
+        torch.testing.assert_close(Folded(net)(image), net(image))
+    agree(net, x)
+    assert folds(net, x) == 1
+
+
+def test_networks_in_one_module_are_seen_each_by_itself(x: Tensor) -> None:
+    both = nn.ModuleDict({"a": lively(Net(straight)), "b": lively(Net(straight), 1)})
+    both["b"].conv = both["a"].conv  # shared by networks that do not run together
+    for name in ("a", "b", "a"):
+        agree(both[name], x)
+        assert folds(both[name], x) == 1
+    together = nn.Module()
+    together.nets, together.forward = both, lambda x: both["a"](x) + both["b"](x)  # type: ignore[method-assign]
+    agree(together, x)
+
+
+class CutUp(nn.Module):
+    """Puts images together again in a way in which torch's BatchNorm gets the gradient of one with channels last wrong."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.conv, self.last = nn.BatchNorm2d(3), nn.Conv2d(3, 4, 3), nn.Linear(144, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        z = self.norm((x * 1).flatten(2).reshape(x.shape))
+        return self.last(self.conv(z.contiguous()).flatten(1))
+
+
+def test_a_single_image_is_looked_at_by_itself(x: Tensor) -> None:
+    net = lively(CutUp())
+    for images in (x, x[:1], x):
+        agree(net, images)
+    assert look_at(net, x).channels_last and not look_at(net, x[:1]).channels_last
