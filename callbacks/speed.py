@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from functools import partial
 from typing import Any, Literal, get_args
@@ -132,6 +133,10 @@ class Speed(Callback):
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         self.on_validation_end(trainer, pl_module)
+        if self._layout is not None and "view" in str(exception):  # it was looked at in eval mode
+            warnings.warn(
+                "the network may want its images contiguous in training: set channels_last of Speed to false", stacklevel=2
+            )
         self.teardown(trainer, pl_module, "fit")
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:

@@ -77,6 +77,18 @@ def test_the_defaults_change_no_loss_beyond_rounding(batches):
     assert all(p.is_contiguous() for p in module.parameters())
 
 
+class CutsInTraining(nn.Sequential):
+    def forward(self, x):
+        return super().forward(x.view(len(x), -1).view(x.shape) if self.training else x)
+
+
+def test_a_network_that_wants_contiguous_images_in_training_alone_is_told_the_switch(batches):
+    module = StandardTraining(CutsInTraining(nn.Conv2d(3, 4, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 10)))
+    quiet = {"logger": False, "enable_checkpointing": False, "enable_progress_bar": False, "enable_model_summary": False}
+    with pytest.raises(RuntimeError, match="view"), pytest.warns(UserWarning, match="set channels_last of Speed to false"):
+        Trainer(accelerator="cpu", max_steps=1, **quiet).fit(module, batches)
+
+
 def test_the_switches_reach_attacks_and_data():
     module, speed = PGDAT(nets.ResNet20(), PGD()), Speed(**PLAIN, cuda_graphs=True)
     trainer = SimpleNamespace(callbacks=[PGD(), speed], datamodule=SimpleNamespace(resident=None))
