@@ -18,6 +18,7 @@ from .cli_help import COMMANDS, RUNS, configs_in, mistake, show_help
 _HARDWARE = ("accelerator", "devices", "num_nodes", "strategy", "plugins", "default_root_dir")
 
 _GONE = re.compile(r"gloo/transport\S*\] .*(closed|reset) by peer|Connection was likely closed")  # as gloo and the store say it
+_WORKER = re.compile(r"DataLoader worker \(pid.*\) (?:is killed by signal: ([\w ]+)|exited unexpectedly)")
 
 
 def main(args: Sequence[str] | None = None) -> None:
@@ -50,10 +51,10 @@ def main(args: Sequence[str] | None = None) -> None:
             traceback.print_exc()
         sys.exit(_complain(one_line(_sentence(error), arguments) + _place_in_users_code(error)))
     except RuntimeError as error:
-        # Of several processes one has ended and said why; the others notice in whatever they wait for, and would bury it.
-        if os.environ.get("ROBUST_PL_TRACEBACK") or not _GONE.search(str(error)):
+        said = _of_a_process_that_ended(str(error))
+        if said is None or os.environ.get("ROBUST_PL_TRACEBACK"):
             raise
-        print("robust-pl: error: another process of this run has ended: see what it said", file=sys.stderr)
+        _complain(said)
         sys.exit(1)
 
 
@@ -154,6 +155,16 @@ def _place_in_users_code(error: Exception) -> str:
         if frame.filename.endswith(".py") and not frame.filename.startswith(library):
             return f" (in {os.path.relpath(frame.filename)}, line {frame.lineno}; ROBUST_PL_TRACEBACK=1 shows the way there)"
     return ""
+
+
+def _of_a_process_that_ended(message: str) -> str | None:
+    """A sentence instead of a message about a process that this one waited for; None if it is of something else."""
+    if _GONE.search(message):  # that one has said why, and a traceback of this one would bury it
+        return "another process of this run has ended: see what it said"
+    if found := _WORKER.search(message):
+        how = f"was killed ({found[1]})" if found[1] else "ended"
+        return f"a process that reads data {how}, perhaps for want of memory: set data.init_args.num_workers lower, or to 0"
+    return None
 
 
 def _complain(message: str) -> int:

@@ -127,18 +127,24 @@ def test_mistakes_that_are_told_at_once(
 def test_of_several_processes_only_the_one_that_failed_says_why(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    said = "[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:553] Connection closed by peer [127.0.0.1]:55466. GLHF!"
+    def told(error: str) -> str:
+        def run(arguments: list[str]) -> None:
+            raise RuntimeError(error)
 
-    def run(arguments: list[str]) -> None:
-        raise RuntimeError(said)
+        monkeypatch.setattr("robust_pl.cli._run", run)
+        with pytest.raises(SystemExit, match="1"):
+            main(["audit", "x"])
+        return capsys.readouterr().err.removeprefix("robust-pl: error: ")
 
-    monkeypatch.setattr("robust_pl.cli._run", run)
-    with pytest.raises(SystemExit, match="1"):
-        main(["audit", "x"])
-    assert capsys.readouterr().err == "robust-pl: error: another process of this run has ended: see what it said\n"
-    said = "Connection closed by peer"  # of whatever else
+    gloo = "[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:553] Connection closed by peer [127.0.0.1]:55466. GLHF!"
+    assert told(gloo) == "another process of this run has ended: see what it said\n"
+    killed = told("DataLoader worker (pid 7) is killed by signal: Killed. ")
+    assert killed.startswith(
+        "a process that reads data was killed (Killed), perhaps for want of memory: set data.init_args.num_w"
+    )
+    assert told("DataLoader worker (pid(s) 7, 8) exited unexpectedly").startswith("a process that reads data ended, perhaps")
     with pytest.raises(RuntimeError, match="closed by peer"):
-        main(["audit", "x"])
+        told("Connection closed by peer")  # of whatever else
 
 
 def test_configs_in_a_command_line() -> None:
