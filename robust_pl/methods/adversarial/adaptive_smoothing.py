@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import cached_property
 
 import torch
 import torch.nn.functional as F
@@ -85,6 +86,11 @@ class AdaptiveSmoothing(Method):
                 "robust-pl test instead of fit"
             )
 
+    @cached_property
+    def with_decision(self) -> _WithDecision:
+        """What is attacked, made once, since an attack looks at a network that it has not seen before."""
+        return _WithDecision(self.net)
+
     def craft(self, batch: tuple[Tensor, ...], eps: Tensor | None = None) -> Example:
         """Attack the mix together with its decision."""
         x = batch[0]
@@ -98,7 +104,7 @@ class AdaptiveSmoothing(Method):
         objective = Objective(_mix_and_decision, (batch[1], _FOOLING * uniform[1].flatten()))
         example = self.clean(batch)
         attacked = self.attack.run(
-            _WithDecision(self.net),
+            self.with_decision,
             x,
             hard(example.y),  # mixed labels would not fit the last column
             eps=eps,

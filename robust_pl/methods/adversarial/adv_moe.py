@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
+from functools import cached_property
 from typing import Any, Literal, get_args
 
 import torch
@@ -105,11 +106,16 @@ class AdvMoE(Method):
     def default_attack() -> PGD:
         return PGD(step_size=5 / 255, steps=2, random_start="normal")
 
+    @cached_property
+    def with_scores(self) -> _WithScores:
+        """What is attacked, made once, since an attack looks at a network that it has not seen before."""
+        return _WithScores(self.net)
+
     def craft(self, batch: tuple[Tensor, ...], eps: Tensor | None = None) -> Example:
         """Attack logits and scores together."""
         if self.attack.objective is not None:
             return super().craft(batch, eps)
-        example, both = self.clean(batch), _WithScores(self.net)
+        example, both = self.clean(batch), self.with_scores
         with prepared(both, self.attack.bn_mode), torch.no_grad():
             clean = wide(both(example.x)).split([self.num_classes, self.net.experts], 1)
         attacked = self.attack.run(

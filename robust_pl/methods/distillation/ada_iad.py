@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cached_property
+
 from torch import Tensor, nn
 from torch.optim import SGD
 
@@ -14,7 +16,7 @@ from ..schedules import Schedule
 from .base import TaughtExample
 from .iad import IAD
 from .igdm import IGDM
-from .joint_attack import attack_jointly, check_precision
+from .joint_attack import StudentAndTeacher, attack_jointly, check_precision
 
 
 class AdaIAD(IAD):
@@ -88,10 +90,15 @@ class AdaIAD(IAD):
     def default_attack() -> PGD:
         return PGD(random_start="normal")
 
+    @cached_property
+    def both(self) -> StudentAndTeacher:
+        """What is attacked; no module of its own, since its networks are this one's."""
+        return StudentAndTeacher(self.net, self.teacher)
+
     def run_attack(self, example: TaughtExample, eps: Tensor | None = None) -> Attacked:
         if self.attack is None or self.attack.objective is not None:
             return super().run_attack(example, eps)
-        return attack_jointly(self.attack, self.net, self.teacher, example, eps, self.global_rank)
+        return attack_jointly(self.attack, self.both, example, eps, self.global_rank)
 
     def target(self, example: TaughtExample) -> Tensor:
         return example.teacher_logits_adv

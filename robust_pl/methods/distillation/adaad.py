@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cached_property
+
 from torch import Tensor, nn
 from torch.optim import SGD
 
@@ -15,7 +17,7 @@ from ..schedules import Schedule
 from .arguments import check_share
 from .base import Distillation, TaughtExample
 from .igdm import IGDM
-from .joint_attack import attack_jointly, check_precision
+from .joint_attack import StudentAndTeacher, attack_jointly, check_precision
 
 
 class AdaAD(Distillation):
@@ -65,10 +67,15 @@ class AdaAD(Distillation):
     def default_attack() -> PGD:
         return PGD(random_start="normal")
 
+    @cached_property
+    def both(self) -> StudentAndTeacher:
+        """What is attacked; no module of its own, since its networks are this one's."""
+        return StudentAndTeacher(self.net, self.teacher)
+
     def run_attack(self, example: TaughtExample, eps: Tensor | None = None) -> Attacked:
         if self.attack is None or self.attack.objective is not None:
             return super().run_attack(example, eps)
-        return attack_jointly(self.attack, self.net, self.teacher, example, eps, self.global_rank)
+        return attack_jointly(self.attack, self.both, example, eps, self.global_rank)
 
     def distil(self, example: TaughtExample, logits_adv: Tensor, logits: Tensor | None) -> Tensor:
         loss = self.alpha * self.reduce(kl_divergence(logits_adv, example.teacher_logits_adv))

@@ -27,20 +27,19 @@ def check_precision(teacher: nn.Module) -> None:
 
 
 def attack_jointly(
-    attack: Attack, student: nn.Module, teacher: nn.Module, example: Example, eps: Tensor | None = None, rank: int = 0
+    attack: Attack, both: StudentAndTeacher, example: Example, eps: Tensor | None = None, rank: int = 0
 ) -> Attacked:
     """Maximise KL(teacher || student) at the attacked pixels; what the attack calls a pass is one of both networks.
 
     Args:
         attack: of the training, without an objective of its own.
-        student: maps pixels (B, C, H, W) to logits (B, K).
-        teacher: likewise; its parameters get no gradient, and are in no need of one.
+        both: the networks; make it once, since an attack looks at a network that it has not seen before.
         example: what is attacked.
         eps: radius of each sample (B, 1, 1, 1), or that of the attack.
         rank: of the process.
     """
     return attack.run(
-        _Both(student, teacher),
+        both,
         example.x,
         hard(example.y),  # mixed labels would not fit twice as many columns
         eps=eps,
@@ -50,11 +49,15 @@ def attack_jointly(
     )
 
 
-class _Both(nn.Module):
+class StudentAndTeacher(nn.Module):
     """Logits of the student and, behind them, of the teacher: (B, 2K).
 
     Each is shifted, which no softmax sees, so that the largest is always one of the student's: whether a sample is fooled, for
     an attack that asks, is then a matter of the student.
+
+    Args:
+        student: maps pixels (B, C, H, W) to logits (B, K).
+        teacher: likewise; its parameters get no gradient, and are in no need of one.
     """
 
     def __init__(self, student: nn.Module, teacher: nn.Module) -> None:
