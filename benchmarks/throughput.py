@@ -24,12 +24,10 @@ from statistics import median
 from typing import Any
 
 import torch
-from lightning.pytorch import Callback, Trainer
+from lightning.pytorch import Trainer
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
-from torch.optim import SGD
-from torch.profiler import ProfilerActivity, profile
 
 from robust_pl import nets
 from robust_pl.callbacks import PGD, ComputeMonitor, Speed
@@ -39,11 +37,10 @@ from robust_pl.data.images import ImagesInMemory
 from robust_pl.methods import PGDAT
 
 from . import lean
+from .step_clock import SKIP, Clock, matrix_rate
 from .timing import machine
+from .training import EPS, STEP_SIZE, sgd
 
-EPS, STEP_SIZE = 8 / 255, 2 / 255
-SKIP = {"cuda": 8, "cpu": 1}
-"""First steps that do not count, such as those in which convolution algorithms are tried out."""
 OFF = {"fold_batchnorm": False, "channels_last": False, "fused_optimizer": False, "resident_data": False}
 
 
@@ -77,47 +74,6 @@ class MadeUp(ImageDataModule):
         return self.load_train()
 
 
-class Clock(Callback):
-    """Seconds between the starts of neighbouring steps; may watch the kernels of the last three."""
-
-    def __init__(self, device: torch.device, steps: int, trace: Path | None) -> None:
-        self.device, self.skip, self.trace = device, SKIP[device.type], trace
-        self.last = max(steps + self.skip - 3, 0)
-        self.marks: list[Any] = []
-        self.profiler: profile | None = None
-
-    def mark(self) -> None:
-        if self.device.type == "cuda":
-            event = torch.cuda.Event(enable_timing=True)
-            event.record()
-            self.marks.append(event)
-        else:
-            self.marks.append(time.perf_counter())
-
-    def seconds(self) -> list[float]:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize()
-            gaps = [a.elapsed_time(b) / 1000 for a, b in zip(self.marks, self.marks[1:], strict=False)]
-        else:
-            gaps = [b - a for a, b in zip(self.marks, self.marks[1:], strict=False)]
-        return gaps[self.skip :]
-
-    def on_train_batch_start(self, trainer: Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
-        if self.trace is not None and len(self.marks) == self.last:
-            kinds = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if self.device.type == "cuda" else [])]
-            self.profiler = profile(activities=kinds).__enter__()
-        self.mark()
-
-    def on_train_end(self, trainer: Trainer, pl_module: Any) -> None:
-        self.mark()
-        if self.profiler is not None and self.trace is not None:
-            if self.device.type == "cuda":
-                torch.cuda.synchronize()
-            self.profiler.__exit__(None, None, None)
-            by = "self_device_time_total" if self.device.type == "cuda" else "self_cpu_time_total"
-            self.trace.write_text(self.profiler.key_averages().table(sort_by=by, row_limit=25, max_name_column_width=90))
-
-
 @dataclass
 class Row:
     """A way to train.
@@ -142,7 +98,7 @@ class Row:
             self._by_hand(setting, clock)
         else:
             attack = PGD(EPS, STEP_SIZE, setting.attack_steps)
-            method = PGDAT(setting.net(), attack, optimizer=_sgd, num_classes=setting.classes)
+            method = PGDAT(setting.net(), attack, optimizer=sgd, num_classes=setting.classes)
             trainer = Trainer(
                 accelerator=setting.device.type,
                 devices=1,
@@ -162,7 +118,7 @@ class Row:
         net = setting.net().to(setting.device)
         memory_format = torch.channels_last if self.channels_last else torch.contiguous_format
         net = net.to(memory_format=memory_format)
-        optimizer = _sgd(net.parameters())
+        optimizer = sgd(net.parameters())
         torch.backends.cudnn.benchmark = True
         half = torch.autocast(setting.device.type, torch.bfloat16) if self.precision == "bf16-mixed" else nullcontext()
         for x, y in _batches(setting):
@@ -223,18 +179,6 @@ def flops(setting: Setting) -> float:
     return (setting.attack_steps + 1) * one.forwards + setting.attack_steps * one.input_backwards + one.weight_backwards
 
 
-def matrix_rate(device: torch.device, size: int = 8192) -> float:
-    """Operations a second of a bf16 matrix product on random data; the median of ten."""
-    size = size if device.type == "cuda" else 1024
-    a, b = (torch.randn(size, size, device=device, dtype=torch.bfloat16) for _ in range(2))
-    clock = Clock(device, 0, None)
-    for _ in range(10 + SKIP[device.type]):
-        clock.mark()
-        a @ b
-    clock.mark()
-    return 2 * size**3 / median(clock.seconds())
-
-
 def _batches(setting: Setting) -> Iterator[tuple[Tensor, Tensor]]:
     data = MadeUp(setting).train_set
     loader = torch.utils.data.DataLoader(range(len(data)), setting.batch_size)  # type: ignore[arg-type]
@@ -246,10 +190,6 @@ def _batches(setting: Setting) -> Iterator[tuple[Tensor, Tensor]]:
             step += 1
             if step == setting.steps + SKIP[setting.device.type]:
                 return
-
-
-def _sgd(params: Any) -> SGD:
-    return SGD(params, lr=0.01, momentum=0.9, weight_decay=5e-4)
 
 
 def _arguments(argv: list[str] | None) -> argparse.Namespace:
